@@ -1,0 +1,1 @@
+"""Aggregators: blocks of several senders -> one block. Read `mean.py`."""

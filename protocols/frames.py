@@ -1,0 +1,120 @@
+"""Frames of an exchange stream: blocks cut into chunks that fit a transport message, and heartbeats.
+
+A frame is a 24-byte little-endian header followed by raw bytes:
+
+    kind u8 | 3 zero bytes | block u32 | offset u32 | total u32 | contributors u64 | chunk
+
+`offset` and `total` count bytes of the encoded block; chunks of a block come in order and blocks do not interleave within a stream.
+`contributors` is a bit mask over the plan's members, used in results only.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from protocols.errors import RemoteProtocolError
+from protocols.ids import BlockIndex, PeerId
+
+CHUNK_BYTES = 2**20
+MAX_MEMBERS = 64
+_HEADER = struct.Struct("<B3xIIIQ")
+
+BytesLike = bytes | bytearray | memoryview
+
+
+class FrameKind(IntEnum):
+    """What a frame carries."""
+
+    HEARTBEAT = 0
+    PART = 1
+    RESULT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class BlockBytes:
+    """One whole encoded block as it left or reached a stream.
+
+    Args:
+        kind: PART (a member's contribution) or RESULT (reduced).
+        block: which block.
+        data: its encoding.
+        contributors: bit i is set if member i of the plan went into a result; 0 for a part.
+    """
+
+    kind: FrameKind
+    block: BlockIndex
+    data: BytesLike
+    contributors: int = 0
+
+
+HEARTBEAT = _HEADER.pack(FrameKind.HEARTBEAT, 0, 0, 0, 0)
+
+
+def frames_of(item: BlockBytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """Cut one block into frames; an empty block is one frame with no chunk."""
+    view = memoryview(item.data).cast("B")
+    for offset in range(0, max(len(view), 1), chunk_bytes):
+        header = _HEADER.pack(item.kind, item.block, offset, len(view), item.contributors)
+        yield b"".join((header, view[offset : offset + chunk_bytes]))
+
+
+class FrameReader:
+    """Puts the frames of one stream together again, believing nothing.
+
+    Args:
+        sender: whom to blame.
+        kind: the only kind of block this stream may carry.
+        expected_bytes: block -> exact length of its encoding; a block that is absent, or comes twice, is refused.
+    """
+
+    def __init__(self, sender: PeerId, kind: FrameKind, expected_bytes: dict[BlockIndex, int]) -> None:
+        self._sender = sender
+        self._kind = kind
+        self._waiting = dict(expected_bytes)
+        self._current: BlockBytes | None = None
+        self._filled = 0
+
+    @property
+    def complete(self) -> bool:
+        """Every expected block has come."""
+        return not self._waiting
+
+    def feed(self, frame: bytes) -> BlockBytes | None:
+        """Take one message; returns a block when its last chunk came, None otherwise (also for heartbeats).
+
+        Raises:
+            RemoteProtocolError: anything but the next chunk of an expected block.
+        """
+        if len(frame) < _HEADER.size:
+            raise RemoteProtocolError(self._sender, f"a frame of {len(frame)} bytes is shorter than its header")
+        kind, block_number, offset, total, contributors = _HEADER.unpack_from(frame)
+        if kind == FrameKind.HEARTBEAT:
+            return None
+        if kind != self._kind:
+            raise RemoteProtocolError(self._sender, f"a frame of kind {kind} on a stream of {self._kind.name} frames")
+        block = BlockIndex(block_number)
+        if self._current is None:
+            if block not in self._waiting or offset != 0 or total != self._waiting[block]:
+                raise RemoteProtocolError(self._sender, f"block {block} of {total} bytes at offset {offset} was not expected")
+            self._current = BlockBytes(self._kind, block, bytearray(total), contributors)
+            self._filled = 0
+        return self._append(block, offset, total, contributors, memoryview(frame)[_HEADER.size :])
+
+    def _append(self, block: BlockIndex, offset: int, total: int, contributors: int, chunk: memoryview) -> BlockBytes | None:
+        current = self._current
+        if current is None or current.contributors != contributors or block != current.block or offset != self._filled:
+            raise RemoteProtocolError(self._sender, f"a chunk at offset {offset} of block {block} is not the next one")
+        if offset + len(chunk) > total or (not chunk and total):
+            raise RemoteProtocolError(self._sender, f"a chunk of {len(chunk)} bytes does not fit block {block}")
+        buffer = current.data
+        if isinstance(buffer, bytearray):
+            buffer[offset : offset + len(chunk)] = chunk
+        self._filled = offset + len(chunk)
+        if self._filled < total:
+            return None
+        del self._waiting[block]
+        self._current = None
+        return current

@@ -1,0 +1,101 @@
+"""Distinct types for everything that would otherwise be a bare string or number.
+
+A `PeerId` is a peer's raw Ed25519 public key. Its text form is the libp2p peer id of that key ("12D3KooW..."), so the same name is
+seen in our logs, in the DHT and by any libp2p tool.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import NewType
+
+import base58
+
+Epoch = NewType("Epoch", int)
+"""Swarm-wide count of updates applied to the shared state; 0 before the first."""
+
+BlockIndex = NewType("BlockIndex", int)
+"""Position of a block in the flat vector."""
+
+Attempt = NewType("Attempt", int)
+"""How often a round's missing blocks have been reassigned; 0 for the first exchange."""
+
+SwarmTime = NewType("SwarmTime", float)
+"""Wall-clock seconds since the Unix epoch, as members compare it. Never mixed with monotonic time."""
+
+PUBLIC_KEY_BYTES = 32
+_LIBP2P_ED25519_PREFIX = bytes([0x00, 0x24, 0x08, 0x01, 0x12, 0x20])  # identity multihash of {type: Ed25519, key: 32 bytes}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PeerId:
+    """A peer's identity: its Ed25519 public key.
+
+    Args:
+        public_key: 32 raw bytes.
+
+    Raises:
+        ValueError: another length.
+    """
+
+    public_key: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.public_key) != PUBLIC_KEY_BYTES:
+            raise ValueError(f"an Ed25519 public key has {PUBLIC_KEY_BYTES} bytes, not {len(self.public_key)}")
+
+    def __str__(self) -> str:
+        return base58.b58encode(_LIBP2P_ED25519_PREFIX + self.public_key).decode()
+
+    def __repr__(self) -> str:
+        return f"PeerId({self.short})"
+
+    @property
+    def short(self) -> str:
+        """Last eight characters of the text form: enough for a table; the first eight are the same for everybody."""
+        return str(self)[-8:]
+
+    @property
+    def tls_name(self) -> str:
+        """DNS name of this peer in TLS certificates: 52 lower-case base32 characters and a suffix (RFC 6763 labels hold 63)."""
+        return base64.b32encode(self.public_key).decode().rstrip("=").lower() + ".swarm"
+
+    @classmethod
+    def parse(cls, text: str) -> PeerId:
+        """Read the text form.
+
+        Raises:
+            ValueError: not the libp2p id of an Ed25519 key.
+        """
+        raw = base58.b58decode(text)
+        if not raw.startswith(_LIBP2P_ED25519_PREFIX):
+            raise ValueError(f"{text!r} is not the libp2p id of an Ed25519 key")
+        return cls(raw[len(_LIBP2P_ED25519_PREFIX) :])
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RunId:
+    """Fingerprint of a run: BLAKE3 of its canonical `RunSpec` and of the authority's public key (32 bytes)."""
+
+    digest: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.digest) != 32:
+            raise ValueError(f"a run fingerprint has 32 bytes, not {len(self.digest)}")
+
+    def __str__(self) -> str:
+        return self.digest.hex()
+
+    @property
+    def short(self) -> str:
+        """First twelve hex digits, for people."""
+        return self.digest.hex()[:12]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RoundId:
+    """One averaging round of one run: rounds are numbered by the epoch they close."""
+
+    run: RunId
+    epoch: Epoch

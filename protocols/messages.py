@@ -1,0 +1,267 @@
+"""Control messages of an averaging round as frozen values, with strict reading: what arrives is bounded and typed or refused.
+
+Wire form: `proto/swarm/v1/control.proto`. Every `decode` raises RemoteProtocolError that names the sender.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from blake3 import blake3
+from google.protobuf.message import DecodeError, Message
+
+from protocols.errors import RemoteProtocolError
+from protocols.frames import MAX_MEMBERS
+from protocols.ids import Attempt, BlockIndex, Epoch, PeerId
+from protocols.proto.swarm.v1 import control_pb2 as pb
+
+MAX_BLOCKS = 2**16
+MAX_ELEMS = 2**40
+MAX_WEIGHT = 1e9
+"""Samples one member can claim for one epoch."""
+
+HASH_BYTES = 32
+_M = TypeVar("_M", bound=Message)
+
+
+def parse(kind: type[_M], data: bytes, sender: PeerId | None) -> _M:
+    """Read one protobuf message.
+
+    Raises:
+        RemoteProtocolError: these are not its bytes.
+    """
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise RemoteProtocolError(sender, f"these bytes are not a {kind.DESCRIPTOR.name}") from error
+
+
+def require(condition: bool, sender: PeerId | None, sentence: str) -> None:  # noqa: FBT001 - reads like an assertion
+    """Refuse a message.
+
+    Raises:
+        RemoteProtocolError: `condition` does not hold.
+    """
+    if not condition:
+        raise RemoteProtocolError(sender, sentence)
+
+
+def require_hashes(hashes: Sequence[bytes], sender: PeerId | None, *, may_be_missing: bool) -> tuple[bytes, ...]:
+    """Check a list of block hashes.
+
+    Raises:
+        RemoteProtocolError: one has another length than 32 (or 0, where missing blocks are allowed).
+    """
+    for value in hashes:
+        require(len(value) == HASH_BYTES or (may_be_missing and not value), sender, f"a block hash has {len(value)} bytes")
+    require(len(hashes) <= MAX_BLOCKS, sender, f"{len(hashes)} block hashes are too many")
+    return tuple(hashes)
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """ "I am ready to close this epoch."
+
+    Args:
+        epoch: the epoch that closes.
+        state_hash: of the state its contribution was computed on; covers the names, shapes and order of the tensors.
+        weight: samples; 0 for a member that brings nothing and only reduces.
+        bandwidth_bytes_per_s: how fast it says it can move data; 0 for a member that reduces nothing.
+    """
+
+    epoch: Epoch
+    state_hash: bytes
+    weight: float
+    bandwidth_bytes_per_s: int
+
+    def encode(self) -> bytes:
+        """Wire bytes, to be sealed."""
+        return pb.Join(
+            epoch=self.epoch,
+            state_hash=self.state_hash,
+            weight=self.weight,
+            bandwidth_bytes_per_s=self.bandwidth_bytes_per_s,
+        ).SerializeToString(deterministic=True)
+
+    @classmethod
+    def decode(cls, data: bytes, sender: PeerId) -> Join:
+        """Read and check."""
+        m = parse(pb.Join, data, sender)
+        require(len(m.state_hash) == HASH_BYTES, sender, "a state hash in its join is not 32 bytes")
+        require(math.isfinite(m.weight) and 0 <= m.weight <= MAX_WEIGHT, sender, f"an absurd weight in its join: {m.weight}")
+        return cls(Epoch(m.epoch), m.state_hash, m.weight, m.bandwidth_bytes_per_s)
+
+
+@dataclass(frozen=True, slots=True)
+class SealedJoin:
+    """A join with the signed envelope it came in."""
+
+    peer: PeerId
+    join: Join
+    sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTask:
+    """One block and the member (index into the plan) that has to do with it."""
+
+    block: BlockIndex
+    member: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Who averages what with whom.
+
+    Args:
+        epoch: the epoch that closes.
+        attempt: 0 for the first exchange, then one more per repair.
+        members: the joins, in member order; everything indexes into this.
+        size_elems, block_elems, codec: shape of the vector and its encoding.
+        reduce: block -> reducer.
+        fetch: blocks that a member already holds, and who.
+        fetch_hashes: hash of each block in `fetch`.
+        absent: members that did not report on the attempt before and take no further part.
+    """
+
+    epoch: Epoch
+    attempt: Attempt
+    members: tuple[SealedJoin, ...]
+    size_elems: int
+    block_elems: int
+    codec: str
+    reduce: tuple[BlockTask, ...]
+    fetch: tuple[BlockTask, ...] = ()
+    fetch_hashes: tuple[bytes, ...] = ()
+    absent: frozenset[int] = field(default_factory=frozenset)
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes that name this plan."""
+        return blake3(b"swarm.v1.plan" + self.encode()).digest()
+
+    def index_of(self, peer: PeerId) -> int | None:
+        """Position of a member, None for a stranger."""
+        return next((i for i, member in enumerate(self.members) if member.peer == peer), None)
+
+    def _message(self) -> pb.Plan:
+        return pb.Plan(
+            epoch=self.epoch,
+            attempt=self.attempt,
+            sealed_joins=[member.sealed for member in self.members],
+            size_elems=self.size_elems,
+            block_elems=self.block_elems,
+            codec=self.codec,
+            reduce=[pb.BlockTask(block=t.block, member=t.member) for t in self.reduce],
+            fetch=[pb.BlockTask(block=t.block, member=t.member) for t in self.fetch],
+            block_hashes=self.fetch_hashes,
+            absent=sorted(self.absent),
+        )
+
+    def encode(self) -> bytes:
+        """Wire bytes."""
+        return self._message().SerializeToString(deterministic=True)
+
+
+def plan_from_message(m: pb.Plan, members: tuple[SealedJoin, ...], sender: PeerId) -> Plan:
+    """Check a plan's numbers; `members` are its joins, opened by the caller (who can verify signatures).
+
+    Raises:
+        RemoteProtocolError: out of bounds or inconsistent.
+    """
+    require(0 < len(members) <= MAX_MEMBERS, sender, f"a plan of {len(members)} members")
+    require(len({member.peer for member in members}) == len(members), sender, "a plan that names a member twice")
+    require(0 < m.size_elems <= MAX_ELEMS and m.block_elems > 0, sender, "a plan with an absurd size")
+    num_blocks = -(-m.size_elems // m.block_elems)
+    require(num_blocks <= MAX_BLOCKS, sender, f"a plan of {num_blocks} blocks")
+    require(len(m.block_hashes) == len(m.fetch), sender, "a plan whose fetch list and hashes differ in length")
+    tasks = [*m.reduce, *m.fetch]
+    require(all(t.block < num_blocks and t.member < len(members) for t in tasks), sender, "a plan that names a block or member beyond its own")
+    require(len({t.block for t in tasks}) == len(tasks), sender, "a plan that assigns a block twice")
+    require(all(i < len(members) for i in m.absent), sender, "a plan that excludes a member it does not have")
+    return Plan(
+        Epoch(m.epoch),
+        Attempt(m.attempt),
+        members,
+        m.size_elems,
+        m.block_elems,
+        m.codec,
+        tuple(BlockTask(BlockIndex(t.block), t.member) for t in m.reduce),
+        tuple(BlockTask(BlockIndex(t.block), t.member) for t in m.fetch),
+        require_hashes(m.block_hashes, sender, may_be_missing=False),
+        frozenset(m.absent),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a member holds after an exchange: a hash for each block, b"" for a missing one."""
+
+    plan_digest: bytes
+    block_hashes: tuple[bytes, ...]
+
+    def encode(self) -> bytes:
+        """Wire bytes."""
+        return pb.Report(plan_digest=self.plan_digest, block_hashes=self.block_hashes).SerializeToString(deterministic=True)
+
+    @classmethod
+    def decode(cls, data: bytes, sender: PeerId) -> Report:
+        """Read and check."""
+        m = parse(pb.Report, data, sender)
+        require(len(m.plan_digest) == HASH_BYTES, sender, "a report on a plan digest that is not 32 bytes")
+        return cls(m.plan_digest, require_hashes(m.block_hashes, sender, may_be_missing=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The result of a round.
+
+    Args:
+        first_plan_digest: names the round (the plan of attempt 0).
+        epoch: the epoch it closed.
+        block_hashes: hash of every block of the averaged vector, contributors included.
+        weight: samples that went in, each block counted by its share of the vector.
+    """
+
+    first_plan_digest: bytes
+    epoch: Epoch
+    block_hashes: tuple[bytes, ...]
+    weight: float
+
+    def to_message(self) -> pb.Commit:
+        """As protobuf."""
+        return pb.Commit(first_plan_digest=self.first_plan_digest, epoch=self.epoch, block_hashes=self.block_hashes, weight=self.weight)
+
+    @classmethod
+    def from_message(cls, m: pb.Commit, sender: PeerId) -> Commit:
+        """Read and check."""
+        require(len(m.first_plan_digest) == HASH_BYTES, sender, "a commit whose plan digest is not 32 bytes")
+        require(math.isfinite(m.weight) and 0 <= m.weight <= MAX_WEIGHT * MAX_MEMBERS, sender, f"an absurd weight in its commit: {m.weight}")
+        return cls(m.first_plan_digest, Epoch(m.epoch), require_hashes(m.block_hashes, sender, may_be_missing=False), m.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksRequest:
+    """ "Send me these result blocks of that epoch." """
+
+    epoch: Epoch
+    blocks: tuple[BlockIndex, ...]
+
+    def encode(self) -> bytes:
+        """Wire bytes."""
+        return pb.BlocksRequest(epoch=self.epoch, blocks=self.blocks).SerializeToString(deterministic=True)
+
+    @classmethod
+    def decode(cls, data: bytes, sender: PeerId) -> BlocksRequest:
+        """Read and check."""
+        m = parse(pb.BlocksRequest, data, sender)
+        require(len(m.blocks) <= MAX_BLOCKS and len(set(m.blocks)) == len(m.blocks), sender, "too many blocks, or one twice, in its request")
+        return cls(Epoch(m.epoch), tuple(BlockIndex(b) for b in m.blocks))
+
+
+def block_hash(data: Any, contributors: int) -> bytes:
+    """Hash that names a reduced block: its encoded bytes and who went in."""
+    return blake3(b"swarm.v1.block" + contributors.to_bytes(8, "little")).update(data).digest()

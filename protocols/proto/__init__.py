@@ -1,0 +1,1 @@
+"""Wire messages in protobuf. `swarm/v1/*.proto` are the sources; `python -m scripts.generate_protos` writes the code beside them."""

@@ -1,0 +1,276 @@
+"""Rendezvous: how the members of one group find each other for one round, without a server.
+
+    every member          sends its join to the first live member in a shared pseudo-random order and waits for the answer
+    the first in order    tells the others that the epoch closes, collects joins, and answers all of them with one member list
+    a silent leader       is skipped: its followers join the next in order, who leads
+
+One machine lives for one round of one member. `handle(event, now)` returns actions; nothing is done inside. `now` is monotonic seconds.
+
+    waiting ──Ready──► following(leader) ──Answered──► formed
+       │                  │    ▲ LeaderSilent, LeaderRefused: next in order
+       └──JoinArrived──►  leading ──everybody joined, or the deadline with a quorum──► formed
+                                  └──the deadline without a quorum──► failed
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from protocols.ids import PeerId, RoundId
+from protocols.messages import SealedJoin
+
+
+def rendezvous_order(round_id: RoundId, peers: Iterable[PeerId]) -> tuple[PeerId, ...]:
+    """Peers in this round's order; the first leads. It changes with each round, so no peer leads for long."""
+    prefix = b"swarm.v1.rendezvous" + round_id.run.digest + round_id.epoch.to_bytes(8, "little")
+    return tuple(sorted(peers, key=lambda peer: blake3(prefix + peer.public_key).digest()))
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class RosterChanged:
+    """Who is alive and holds the state, as far as we know; never includes ourselves."""
+
+    live: frozenset[PeerId]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Our own contribution is complete."""
+
+    join: SealedJoin
+
+
+@dataclass(frozen=True, slots=True)
+class JoinArrived:
+    """A member takes us for the leader and waits for our answer."""
+
+    join: SealedJoin
+
+
+@dataclass(frozen=True, slots=True)
+class JoinWithdrawn:
+    """That member does not wait any longer."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class ClosingHeard:
+    """A member that leads says that the epoch closes."""
+
+    leader: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderSilent:
+    """A member could not be reached or did not answer in time: it neither leads nor takes part, and is not counted as alive."""
+
+    leader: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderRefused:
+    """A member answered that it does not take part with us: we neither follow nor wait for it, but it is alive and counts for the quorum."""
+
+    leader: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = RosterChanged | Ready | JoinArrived | JoinWithdrawn | ClosingHeard | LeaderSilent | LeaderRefused | Tick
+
+
+# Actions
+
+
+@dataclass(frozen=True, slots=True)
+class CloseEpoch:
+    """Ask our own trainer for its contribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Tell these members that the epoch closes."""
+
+    to: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendJoin:
+    """Send our join to this leader and wait for its answer."""
+
+    leader: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """The group is complete and we lead it: answer its members with the plan of these joins, in member order."""
+
+    joins: tuple[SealedJoin, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer this waiting member with a refusal."""
+
+    peer: PeerId
+    code: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Send a Tick at this time."""
+
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """No round can be formed now."""
+
+    reason: str
+
+
+Action = CloseEpoch | Announce | SendJoin | Lead | Refuse | WakeAt | Fail
+
+
+@dataclass(frozen=True, slots=True)
+class RendezvousRules:
+    """What bounds a rendezvous.
+
+    Args:
+        join_timeout_s: how long a leader waits for the others after the first join.
+        max_group: most members in one group.
+    """
+
+    join_timeout_s: float
+    max_group: int
+
+
+class Rendezvous:
+    """Group formation for one round, seen by one member."""
+
+    def __init__(self, round_id: RoundId, me: PeerId, rules: RendezvousRules) -> None:
+        self._round_id = round_id
+        self._me = me
+        self._rules = rules
+        self._live: frozenset[PeerId] = frozenset()
+        self._silent: set[PeerId] = set()
+        self._unwilling: set[PeerId] = set()
+        self._joins: dict[PeerId, SealedJoin] = {}
+        self._own: SealedJoin | None = None
+        self._leader: PeerId | None = None
+        self._deadline_s: float | None = None
+        self._closing = False
+        self._done = False
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Advance by one event.
+
+        Args:
+            event: what happened.
+            now: monotonic seconds, never decreasing.
+
+        Returns:
+            What to do, in order. After Lead or Fail every further event returns nothing.
+        """
+        if self._done:
+            return []
+        actions: list[Action] = []
+        match event:
+            case RosterChanged(live):
+                self._live = live - {self._me}
+            case Ready(join):
+                self._own = join
+            case JoinArrived(join):
+                self._joins[join.peer] = join
+                self._hear_from(join.peer)
+            case JoinWithdrawn(peer):
+                self._joins.pop(peer, None)
+            case ClosingHeard(leader):
+                self._live |= {leader}
+                self._hear_from(leader)
+            case LeaderSilent(leader) | LeaderRefused(leader):
+                (self._silent if isinstance(event, LeaderSilent) else self._unwilling).add(leader)
+                if self._leader == leader:
+                    self._leader = None
+            case Tick():
+                pass
+        if isinstance(event, JoinArrived | ClosingHeard | Ready):
+            actions += self._close_epoch()
+        return actions + self._decide(now)
+
+    def _hear_from(self, peer: PeerId) -> None:
+        self._silent.discard(peer)
+        self._unwilling.discard(peer)
+
+    def _close_epoch(self) -> list[Action]:
+        if self._closing:
+            return []
+        self._closing = True
+        return [] if self._own else [CloseEpoch()]
+
+    def _candidates(self) -> tuple[PeerId, ...]:
+        return rendezvous_order(self._round_id, (self._live | set(self._joins) | {self._me}) - self._silent - self._unwilling)
+
+    def _decide(self, now: float) -> list[Action]:
+        if self._own is None:
+            return []  # we can neither join nor lead without a contribution; who waits for us is kept
+        first = self._candidates()[0]
+        if first == self._me:
+            return self._lead(now)
+        if first != self._leader:
+            self._leader = first
+            return [SendJoin(first)]
+        return []
+
+    def _lead(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        if self._leader != self._me:
+            self._leader = self._me
+            self._deadline_s = now + self._rules.join_timeout_s
+            missing = tuple(peer for peer in self._candidates() if peer != self._me and peer not in self._joins)
+            actions += [Announce(missing)] if missing else []
+            actions.append(WakeAt(self._deadline_s))
+        waited_for = self._live - self._silent - self._unwilling - set(self._joins)
+        if waited_for and self._deadline_s is not None and now < self._deadline_s:
+            return actions
+        return actions + self._form()
+
+    def _form(self) -> list[Action]:
+        """Close the list: members whose state is the majority's, at most a group full, at least a quorum."""
+        if self._own is None:
+            return []
+        self._done = True
+        joins = {**self._joins, self._me: self._own}
+        votes = Counter(join.join.state_hash for join in joins.values())
+        own_hash = self._own.join.state_hash
+        agreed = max(votes, key=lambda value: (votes[value], value == own_hash, value))
+        ordered = [joins[peer] for peer in rendezvous_order(self._round_id, joins)]
+        chosen = [join for join in ordered if join.join.state_hash == agreed][: self._rules.max_group]
+        live_count = len(self._live - self._silent | set(joins))
+        if own_hash != agreed:
+            reason = "our state differs from the majority's"
+            return [*(Refuse(peer, "not-leading", "the leader's state differs from the group's") for peer in self._joins), Fail(reason)]
+        if 2 * len(joins) <= live_count:
+            reason = f"only {len(joins)} of {live_count} live members joined in time"
+            return [*(Refuse(peer, "no-quorum", reason) for peer in self._joins), Fail(reason)]
+        left_out = [join for join in ordered if join not in chosen]
+        refusals: list[Action] = [
+            Refuse(join.peer, "state-differs", "your state differs from the majority's")
+            if join.join.state_hash != agreed
+            else Refuse(join.peer, "group-full", f"the group has its {self._rules.max_group} members")
+            for join in left_out
+        ]
+        return [*refusals, Lead(tuple(chosen))]

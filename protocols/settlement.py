@@ -1,0 +1,98 @@
+"""Settlement: how members that exchanged blocks make sure that all of them hold the same result.
+
+Each member reports the hashes of the result blocks it holds to the first member in plan order that is not known to be gone. That member
+(the leader; the next in order if it falls silent) decides from the reports alone, with `settle`:
+
+    everybody holds the same whole vector      -> Commit
+    a block is missing or differs somewhere    -> a repair Plan: who holds the most common bytes serves them, and a block that nobody holds
+                                                  is reduced again among the survivors
+
+A commit is only ever made of blocks that every reporting member holds, so whichever member decides, it decides the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from protocols.ids import Attempt, BlockIndex
+from protocols.messages import BlockTask, Commit, Plan, Report
+from protocols.partition import assign_blocks
+
+MAX_ATTEMPTS = 4
+"""Repairs of one round before it is given up; each loses at least one member, so honest crashes rarely need two."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The round is lost and nobody applies anything.
+
+    Args:
+        reason: one sentence.
+    """
+
+    reason: str
+
+
+def settle(plan: Plan, first_plan_digest: bytes, reports: Mapping[int, Report], weight: float) -> Commit | Plan | GiveUp:
+    """Decide what follows from the reports on a plan. Pure: every member that sees these reports decides alike.
+
+    Args:
+        plan: the attempt that was just exchanged.
+        first_plan_digest: names the round.
+        reports: member index -> its report; members that are not in it are gone.
+        weight: accepted weight of the leader's own result, for the commit.
+
+    Returns:
+        A commit, a plan with the next attempt number, or the reason to give up.
+    """
+    members = len(plan.members)
+    if 2 * len(reports) < members:
+        return GiveUp(f"only {len(reports)} of {members} members are left: less than half")
+    num_blocks = -(-plan.size_elems // plan.block_elems)
+    held = [_most_common(reports, BlockIndex(block)) for block in range(num_blocks)]
+    target = tuple(held)
+    if all(held) and all(report.block_hashes == target for report in reports.values()):
+        return Commit(first_plan_digest, plan.epoch, target, weight)
+    if plan.attempt + 1 > MAX_ATTEMPTS:
+        return GiveUp(f"the members still disagree after {MAX_ATTEMPTS} repairs")
+    return _repair(plan, reports, held)
+
+
+def _most_common(reports: Mapping[int, Report], block: BlockIndex) -> bytes:
+    """Most common hash of a block among the reports; ties go to the smaller hash; b"" if nobody holds it."""
+    votes = Counter(report.block_hashes[block] for report in reports.values() if report.block_hashes[block])
+    return min(votes, key=lambda value: (-votes[value], value)) if votes else b""
+
+
+def _repair(plan: Plan, reports: Mapping[int, Report], held: list[bytes]) -> Plan:
+    survivors = sorted(reports)
+    fetch: list[BlockTask] = []
+    hashes: list[bytes] = []
+    missing: list[BlockIndex] = []
+    for number, value in enumerate(held):
+        block = BlockIndex(number)
+        if not value:
+            missing.append(block)
+        elif any(reports[i].block_hashes[block] != value for i in survivors):
+            holders = [i for i in survivors if reports[i].block_hashes[block] == value]
+            fetch.append(BlockTask(block, holders[number % len(holders)]))
+            hashes.append(value)
+    bandwidths = [plan.members[i].join.bandwidth_bytes_per_s for i in survivors]
+    if missing and not any(bandwidths):
+        bandwidths = [1] * len(survivors)  # only client-only members are left: they must reduce for each other or the block is lost
+    owners = assign_blocks(len(missing), bandwidths) if missing else ()
+    return replace(
+        plan,
+        attempt=Attempt(plan.attempt + 1),
+        reduce=tuple(BlockTask(block, survivors[owner]) for block, owner in zip(missing, owners, strict=True)),
+        fetch=tuple(fetch),
+        fetch_hashes=tuple(hashes),
+        absent=frozenset(range(len(plan.members))) - frozenset(survivors),
+    )
+
+
+def report_fits(plan: Plan, report: Report) -> bool:
+    """Whether a report speaks of this plan and of every one of its blocks."""
+    return report.plan_digest == plan.digest and len(report.block_hashes) == -(-plan.size_elems // plan.block_elems)
