@@ -1,0 +1,7 @@
+"""One averaging round, driven over the network. Read `averager.py` (the round, in order), then what it calls:
+
+    gathering.py   join: who takes part            drives protocols.rendezvous
+    exchange.py    blocks out, results back        drives protocols.butterfly
+    settling.py    everybody ends with the same    drives protocols.settlement
+    context.py     what these share
+"""

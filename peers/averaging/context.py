@@ -1,0 +1,158 @@
+"""What the parts of a round share: who we are, how we reach others, and where heavy work runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from peers.interfaces import Endpoint, Transport
+from protocols.codecs import Codec
+from protocols.errors import RemoteError
+from protocols.ids import Epoch, PeerId, RunId
+from protocols.layout import Blocks
+
+T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class AveragingRules:
+    """What all members of a run agree on for a round.
+
+    Args:
+        run: the run.
+        block_elems: elements in a block.
+        codec: encoding of blocks.
+        max_group: most members in one group.
+        join_timeout_s: longest wait of a leader for the others.
+        stall_timeout_s: silence (not even a heartbeat) after which a member is taken for gone.
+        round_timeout_s: longest exchange.
+    """
+
+    run: RunId
+    block_elems: int
+    codec: Codec
+    max_group: int
+    join_timeout_s: float
+    stall_timeout_s: float
+    round_timeout_s: float
+
+    @property
+    def heartbeat_s(self) -> float:
+        """How often an idle stream says that it is alive: three may be late before anyone is given up."""
+        return self.stall_timeout_s / 4
+
+    @property
+    def settle_timeout_s(self) -> float:
+        """How long a settlement leader waits for reports: everyone else may first have to notice a silent member."""
+        return 2 * self.stall_timeout_s + 1
+
+
+class Notary(Protocol):
+    """Signs our messages and checks those of others (`peers.notary`)."""
+
+    def seal(self, kind: str, payload: bytes) -> bytes:
+        """Sign a payload for this run."""
+
+    def open(self, kind: str, sealed: bytes) -> tuple[PeerId, bytes]:
+        """Check a signed payload of a member.
+
+        Raises:
+            RemoteProtocolError: bad signature, other run, other kind, expired, not a member.
+        """
+
+
+class Directory(Protocol):
+    """Who is there (`peers.roster`)."""
+
+    def live(self, epoch: Epoch) -> frozenset[PeerId]:
+        """Members that seem alive and hold the state of this epoch, without ourselves."""
+
+    def endpoint(self, peer: PeerId) -> Endpoint | None:
+        """Where to dial a member; None while it has announced nothing."""
+
+    async def refresh(self) -> None:
+        """Look up members again, now: somebody was named whom we do not know."""
+
+    def suspect(self, peer: PeerId) -> None:
+        """It broke a connection or fell silent: do not count on it until it speaks again."""
+
+
+@dataclass(frozen=True)
+class MemberContext:
+    """One member, as its rounds see it."""
+
+    me: PeerId
+    transport: Transport
+    directory: Directory
+    notary: Notary
+    rules: AveragingRules
+    tasks: asyncio.TaskGroup
+    pool: Executor | None = None
+
+    async def heavy(self, work: Callable[[], T]) -> T:
+        """Run numeric work off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+
+    def blocks_of(self, size_elems: int) -> Blocks:
+        """How a vector of that many elements is cut."""
+        return Blocks(size_elems, self.rules.block_elems)
+
+
+@contextmanager
+def plain_remote_errors() -> Iterator[None]:
+    """Turn the exception group of a TaskGroup in which only RemoteErrors happened into the first of them."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        remote, rest = group.split(RemoteError)
+        if remote is None or rest is not None:
+            raise
+        error: BaseException = remote
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from group
+
+
+@dataclass
+class Expected(Generic[K, V]):
+    """Things that the other side may ask for before we have them: waits for them, within bounds.
+
+    Args:
+        limit: how many are remembered; the oldest goes first.
+    """
+
+    limit: int
+    _known: dict[K, asyncio.Future[V]] = field(default_factory=dict)
+
+    def put(self, key: K, value: V) -> None:
+        """Now it is there."""
+        slot = self._slot(key)
+        if not slot.done():
+            slot.set_result(value)
+
+    def peek(self, key: K) -> V | None:
+        """The value if it is there."""
+        future = self._known.get(key)
+        return future.result() if future and future.done() else None
+
+    async def get(self, key: K, timeout_s: float) -> V | None:
+        """Wait for it; None if it did not come in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(self._slot(key))
+        except TimeoutError:
+            return None
+
+    def _slot(self, key: K) -> asyncio.Future[V]:
+        slot = self._known.get(key)
+        if slot is None:
+            while len(self._known) >= self.limit:
+                del self._known[next(iter(self._known))]
+            slot = self._known[key] = asyncio.get_running_loop().create_future()
+        return slot

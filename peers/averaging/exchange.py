@@ -1,0 +1,301 @@
+"""Blocks out, results back: one attempt of a round, seen by one member.
+
+Every member opens one stream to every reducer, sends the blocks that the reducer owns, and gets each reduced block back on the same
+stream (so a member that nobody can dial takes part all the same). Whoever is silent for `stall_timeout_s`, heartbeats included, is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+
+import torch
+
+from peers.averaging.context import MemberContext, plain_remote_errors
+from peers.interfaces import Stream
+from protocols.aggregation.mean import weighted_mean
+from protocols.butterfly import BlockReducer, ReduceBlock, blocks_reduced_by, contributors_in, reducers_of, senders_of
+from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RemoteTimeout
+from protocols.frames import HEARTBEAT, BlockBytes, BytesLike, FrameKind, FrameReader, frames_of
+from protocols.ids import BlockIndex
+from protocols.layout import Blocks
+from protocols.messages import Plan, block_hash
+from protocols.proto.swarm.v1 import control_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+
+class RoundResult:
+    """The averaged vector as it fills up.
+
+    Args:
+        blocks: how it is cut.
+    """
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.blocks = blocks
+        self.averaged_D = torch.empty(blocks.size_elems, dtype=torch.float32)
+        self.masks: dict[BlockIndex, int] = {}
+        self.hashes: list[bytes] = [b""] * blocks.count
+
+    def put(self, item: BlockBytes, decoded_E: torch.Tensor) -> None:
+        """Keep one reduced block. Runs in the pool."""
+        start, stop = self.blocks.span(item.block)
+        self.averaged_D[start:stop] = decoded_E
+        self.masks[item.block] = item.contributors
+        self.hashes[item.block] = block_hash(item.data, item.contributors)
+
+
+class Exchange:
+    """One attempt.
+
+    Args:
+        context: who we are.
+        plan: who averages what.
+        own_D: our contribution, not changed; ignored if our weight is 0.
+        result: where reduced blocks go.
+        cut_after_s: a reducer waits no longer than this for anyone's blocks, however alive they seem.
+    """
+
+    def __init__(self, context: MemberContext, plan: Plan, own_D: torch.Tensor, result: RoundResult, cut_after_s: float) -> None:
+        index = plan.index_of(context.me)
+        if index is None:
+            raise ValueError("an exchange of a plan that we are not in")
+        self._context = context
+        self._plan = plan
+        self._me = index
+        self._own_D = own_D
+        self._result = result
+        self._codec = context.rules.codec
+        self._cut_after_s = cut_after_s
+        self._machine = BlockReducer(plan, index)
+        self._parts: dict[BlockIndex, dict[int, torch.Tensor]] = {block: {} for block in blocks_reduced_by(plan, index)}
+        self._reduced: list[BlockBytes] = []
+        self._orders: asyncio.Queue[ReduceBlock] = asyncio.Queue()
+        self._news = asyncio.Event()
+        self._finished_reducing = not self._parts
+        self._heard_at_s: dict[int, float] = {}
+        self._left_out: set[int] = set()
+        self.blamed: dict[int, str] = {}
+        self.gone: set[int] = set()
+
+    # The attempt, in order
+
+    async def run(self) -> None:
+        """Exchange until every block has come or its reducer is gone; what is missing then is a matter of settlement."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._heard_at_s = {i: now for i in senders_of(self._plan) if i != self._me}
+        async with asyncio.TaskGroup() as group:
+            watch = group.create_task(self._watch_senders())
+            reducing = group.create_task(self._reduce_all())
+            for reducer in sorted(reducers_of(self._plan) - {self._me}, key=lambda r: (r - self._me) % len(self._plan.members)):
+                group.create_task(self._with_reducer(reducer))
+            cut = loop.call_later(self._cut_after_s, self._cut)
+            self._order(self._machine.start())
+            await self._contribute_to_self()
+            await reducing
+            watch.cancel()
+            cut.cancel()
+
+    async def serve(self, stream: Stream) -> None:
+        """The other end of `_with_reducer`: take a member's parts, give it every block we reduce.
+
+        Raises:
+            RemoteProtocolError: it broke the protocol; its later parts are ignored.
+        """
+        sender = self._plan.index_of(stream.peer)
+        if sender is None or sender in self._plan.absent:
+            raise RemoteProtocolError(stream.peer, "it is not in this plan")
+        with plain_remote_errors():
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._listen(stream, sender))
+                group.create_task(self._give_results(stream))
+
+    # As a reducer
+
+    async def _listen(self, stream: Stream, sender: int) -> None:
+        """Take the member's parts, then wait until it leaves: ending the stream under a member that still sends heartbeats would cost it
+        the results that are on their way."""
+        if sender in senders_of(self._plan):
+            await self._take_parts(stream, sender)
+        try:
+            while True:
+                await self._next_frame(stream)
+        except RemoteError as error:
+            log.debug("a member has left: %s", error)
+
+    async def _take_parts(self, stream: Stream, sender: int) -> None:
+        expected = {block: self._codec.encoded_bytes(self._result.blocks.elems(block)) for block in self._parts}
+        reader = FrameReader(stream.peer, FrameKind.PART, expected)
+        try:
+            while not reader.complete:
+                item = reader.feed(await self._next_frame(stream))
+                self._heard_at_s[sender] = asyncio.get_running_loop().time()
+                if item:
+                    part_E = await self._decoded(item, stream)
+                    self._part_arrived(sender, item.block, part_E)
+        except RemoteProtocolError as error:
+            self.blamed[sender] = error.reason
+            self._sender_gone(sender, error.reason)
+            raise
+        except (RemoteTimeout, RemoteRefusal) as error:
+            self._sender_gone(sender, error.reason)
+
+    async def _decoded(self, item: BlockBytes, stream: Stream) -> torch.Tensor:
+        elems = self._result.blocks.elems(item.block)
+        try:
+            return await self._context.heavy(lambda: self._codec.decode(item.data, elems))
+        except ValueError as error:
+            raise RemoteProtocolError(stream.peer, f"block {item.block}: {error}") from error
+
+    def _part_arrived(self, sender: int, block: BlockIndex, part_E: torch.Tensor) -> None:
+        if sender not in self._left_out:
+            self._parts[block][sender] = part_E
+            self._order(self._machine.part_arrived(sender, block))
+
+    def _sender_gone(self, sender: int, reason: str) -> None:
+        if sender not in self._left_out:
+            log.info("member %s is left out of the rest of epoch %d: %s", self._plan.members[sender].peer.short, self._plan.epoch, reason)
+            self._left_out.add(sender)
+            self._order(self._machine.sender_gone(sender))
+
+    def _cut(self) -> None:
+        for sender in sorted(self._machine.missing_senders()):
+            self._sender_gone(sender, f"its blocks had not come {self._cut_after_s:.1f} s into the exchange")
+
+    def _order(self, orders: list[ReduceBlock]) -> None:
+        for order in orders:
+            self._orders.put_nowait(order)
+
+    async def _watch_senders(self) -> None:
+        """A sender that never opens its stream, or whose link swallows everything, is noticed here."""
+        rules = self._context.rules
+        while True:
+            await asyncio.sleep(rules.heartbeat_s)
+            now = asyncio.get_running_loop().time()
+            for sender in self._machine.missing_senders() & self._heard_at_s.keys():
+                if now - self._heard_at_s[sender] > rules.stall_timeout_s:
+                    self._sender_gone(sender, f"silent for {rules.stall_timeout_s:.1f} s")
+
+    async def _reduce_all(self) -> None:
+        for _ in range(len(self._parts)):
+            order = await self._orders.get()
+            parts = self._parts.pop(order.block)
+            if order.contributors:
+                parts_GE = [parts[i] for i in order.contributors]
+                weights_G = [self._plan.members[i].join.weight for i in order.contributors]
+                item = await self._context.heavy(lambda o=order, p=parts_GE, w=weights_G: self._reduce(o, p, w))  # type: ignore[misc]
+                self._reduced.append(item)
+                self._tell()
+        self._finished_reducing = True
+        self._tell()
+
+    def _reduce(self, order: ReduceBlock, parts_GE: list[torch.Tensor], weights_G: list[float]) -> BlockBytes:
+        """Average, encode once, and keep what everyone else will decode. Runs in the pool."""
+        mean_E = weighted_mean(parts_GE, weights_G)
+        item = BlockBytes(FrameKind.RESULT, order.block, self._codec.encode(mean_E), order.mask)
+        self._result.put(item, self._codec.decode(item.data, mean_E.numel()))
+        return item
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _give_results(self, stream: Stream) -> None:
+        sent = 0
+        while sent < len(self._reduced) or not self._finished_reducing:
+            if sent == len(self._reduced):
+                await self._wait_or_beat(stream, self._news.wait)
+                continue
+            for frame in frames_of(self._reduced[sent]):
+                await stream.send(frame)
+            sent += 1
+
+    # As a member of somebody else's blocks
+
+    async def _with_reducer(self, reducer: int) -> None:
+        """Send a reducer its blocks and take its results; its failure leaves its blocks missing, nothing more."""
+        peer = self._plan.members[reducer].peer
+        endpoint = self._context.directory.endpoint(peer)
+        if endpoint is None:
+            self.gone.add(reducer)
+            return
+        try:
+            with plain_remote_errors():
+                async with self._context.transport.stream(endpoint, "exchange", timeout_s=self._context.rules.round_timeout_s) as stream:
+                    await stream.send(pb.ExchangeHeader(plan_digest=self._plan.digest).SerializeToString())
+                    async with self._alongside(self._send_parts(stream, reducer)):
+                        await self._take_results(stream, reducer)
+        except RemoteError as error:
+            log.info("blocks of member %s are missing in epoch %d: %s", peer.short, self._plan.epoch, error)
+            if isinstance(error, RemoteProtocolError):
+                self.blamed[reducer] = error.reason
+            elif isinstance(error, RemoteTimeout):
+                self.gone.add(reducer)
+                self._context.directory.suspect(peer)
+
+    @asynccontextmanager
+    async def _alongside(self, work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+        """Run `work` beside the body and stop it when the body is through."""
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(work)
+            yield
+            task.cancel()
+
+    async def _send_parts(self, stream: Stream, reducer: int) -> None:
+        if self._me in senders_of(self._plan):
+            for block in blocks_reduced_by(self._plan, reducer):
+                data = await self._context.heavy(lambda b=block: self._encode_own(b))  # type: ignore[misc]
+                for frame in frames_of(BlockBytes(FrameKind.PART, block, data)):
+                    await stream.send(frame)
+        while True:  # our blocks are out: show that we are alive until the results are in
+            await asyncio.sleep(self._context.rules.heartbeat_s)
+            await stream.send(HEARTBEAT)
+
+    async def _take_results(self, stream: Stream, reducer: int) -> None:
+        expected = {b: self._codec.encoded_bytes(self._result.blocks.elems(b)) for b in blocks_reduced_by(self._plan, reducer)}
+        reader = FrameReader(stream.peer, FrameKind.RESULT, expected)
+        while not reader.complete:
+            item = reader.feed(await self._next_frame(stream))
+            if item:
+                if contributors_in(self._plan, item.contributors) is None:
+                    raise RemoteProtocolError(stream.peer, f"block {item.block} names contributors that the plan does not have")
+                decoded_E = await self._decoded(item, stream)
+                await self._context.heavy(lambda i=item, d=decoded_E: self._result.put(i, d))  # type: ignore[misc]
+
+    async def _contribute_to_self(self) -> None:
+        if self._me in senders_of(self._plan):
+            for block in tuple(self._parts):
+                part_E = await self._context.heavy(lambda b=block: self._own_part(b))  # type: ignore[misc]
+                self._part_arrived(self._me, block, part_E)
+
+    def _own_part(self, block: BlockIndex) -> torch.Tensor:
+        """Our part as the others would see it: through the codec."""
+        return self._codec.decode(self._encode_own(block), self._result.blocks.elems(block))
+
+    def _encode_own(self, block: BlockIndex) -> BytesLike:
+        start, stop = self._result.blocks.span(block)
+        return self._codec.encode(self._own_D[start:stop])
+
+    # Both
+
+    async def _next_frame(self, stream: Stream) -> bytes:
+        try:
+            async with asyncio.timeout(self._context.rules.stall_timeout_s):
+                frame = await stream.receive()
+        except TimeoutError as error:
+            raise RemoteTimeout(stream.peer, f"silent for {self._context.rules.stall_timeout_s:.1f} s") from error
+        if frame is None:
+            raise RemoteRefusal(stream.peer, "incomplete", "it ended the stream before everything was there")
+        return frame
+
+    async def _wait_or_beat(self, stream: Stream, wait: Callable[[], Awaitable[object]]) -> None:
+        """Wait for something, showing once in a while that we are alive."""
+        try:
+            async with asyncio.timeout(self._context.rules.heartbeat_s):
+                await wait()
+        except TimeoutError:
+            await stream.send(HEARTBEAT)

@@ -1,0 +1,273 @@
+"""Who takes part in a round: drives one `Rendezvous` with calls, timers and our own readiness."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from peers.averaging.context import MemberContext
+from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RoundError
+from protocols.ids import Attempt, PeerId, RoundId
+from protocols.messages import BlockTask, Commit, Join, Plan, SealedJoin, parse, plan_from_message, require
+from protocols.partition import assign_blocks
+from protocols.proto.swarm.v1 import control_pb2 as pb
+from protocols.rendezvous import (
+    Action,
+    Announce,
+    CloseEpoch,
+    ClosingHeard,
+    Event,
+    Fail,
+    JoinArrived,
+    JoinWithdrawn,
+    Lead,
+    LeaderRefused,
+    LeaderSilent,
+    Ready,
+    Refuse,
+    Rendezvous,
+    RendezvousRules,
+    RosterChanged,
+    SendJoin,
+    Tick,
+    WakeAt,
+)
+
+log = logging.getLogger(__name__)
+JOIN = "join"
+"""Kind of the sealed join, and name of the call that carries it."""
+
+_FINAL_REFUSALS = frozenset({"state-differs", "behind"})
+_GROUP_REFUSALS = frozenset({"group-full", "no-quorum"})
+
+
+class LeftOut(RoundError):
+    """The others average something that does not fit ours; trying again with the same contribution is useless."""
+
+
+class TooLate(RoundError):
+    """The round was closed without us; its result can be fetched.
+
+    Args:
+        commit: what was agreed.
+        holder: who told us.
+    """
+
+    def __init__(self, commit: Commit, holder: PeerId) -> None:
+        super().__init__(f"epoch {commit.epoch} was closed without us")
+        self.commit = commit
+        self.holder = holder
+
+
+def open_join(context: MemberContext, sealed: bytes) -> SealedJoin:
+    """Verify a sealed join.
+
+    Raises:
+        RemoteProtocolError: not signed by a member, or absurd.
+    """
+    peer, payload = context.notary.open(JOIN, sealed)
+    return SealedJoin(peer, Join.decode(payload, peer), sealed)
+
+
+def first_plan(context: MemberContext, joins: tuple[SealedJoin, ...], size_elems: int) -> Plan:
+    """The plan that follows from a member list: everyone can compute it, so a leader cannot favour anyone."""
+    rules = context.rules
+    owners = assign_blocks(context.blocks_of(size_elems).count, [join.join.bandwidth_bytes_per_s for join in joins])
+    reduce = tuple(BlockTask(block, owner) for block, owner in enumerate(owners))  # type: ignore[arg-type]
+    return Plan(joins[0].join.epoch, Attempt(0), joins, size_elems, rules.block_elems, rules.codec.name, reduce)
+
+
+class Gathering:
+    """One member's part in forming the group of one round.
+
+    Args:
+        context: who we are.
+        round_id: which round.
+        join_timeout_s: how long to wait for others when we lead.
+        on_close: called once when the epoch closes before our own contribution is ready.
+    """
+
+    def __init__(self, context: MemberContext, round_id: RoundId, join_timeout_s: float, on_close: Callable[[], None]) -> None:
+        self._context = context
+        self._round_id = round_id
+        self._on_close = on_close
+        self._join_timeout_s = join_timeout_s
+        self._machine = Rendezvous(round_id, context.me, RendezvousRules(join_timeout_s, context.rules.max_group))
+        self._waiting: dict[PeerId, asyncio.Future[Plan]] = {}
+        self._own: SealedJoin | None = None
+        self._size_elems = 0
+        self._formed: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
+        self._asking: asyncio.Task[None] | None = None
+
+    async def form(self, join: Join, size_elems: int) -> Plan:
+        """Offer our contribution and wait for the group.
+
+        Args:
+            join: what we bring.
+            size_elems: length of our vector.
+
+        Raises:
+            TooLate: the others have closed this epoch already.
+            RoundError: no group could be formed now.
+        """
+        self._own = SealedJoin(self._context.me, join, self._context.notary.seal(JOIN, join.encode()))
+        self._size_elems = size_elems
+        self._dispatch(RosterChanged(self._context.directory.live(self._round_id.epoch)))
+        self._dispatch(Ready(self._own))
+        return await self._formed
+
+    async def answer(self, join: SealedJoin) -> Plan:
+        """Serve a member that takes us for the leader; waits until the group stands.
+
+        Raises:
+            RemoteRefusal: it cannot take part, and why.
+        """
+        if self._formed.done():
+            raise RemoteRefusal(join.peer, "round-formed", "the group of this round was formed without you")
+        previous = self._waiting.pop(join.peer, None)
+        if previous and not previous.done():
+            previous.set_exception(RemoteRefusal(join.peer, "replaced", "you joined again"))
+        future: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
+        self._waiting[join.peer] = future
+        self._dispatch(JoinArrived(join))
+        try:
+            return await future
+        finally:
+            if self._waiting.get(join.peer) is future:
+                del self._waiting[join.peer]
+                self._dispatch(JoinWithdrawn(join.peer))
+
+    def closing_heard(self, leader: PeerId) -> None:
+        """Another member says that the epoch closes and leads."""
+        self._dispatch(ClosingHeard(leader))
+
+    def too_late(self, commit: Commit, holder: PeerId) -> None:
+        """The round turns out to be over."""
+        self._conclude(TooLate(commit, holder))
+
+    def close(self) -> None:
+        """Give up: everybody who waits is told."""
+        self._conclude(RoundError("the round was abandoned"))
+
+    # Driving the machine
+
+    def _dispatch(self, event: Event) -> None:
+        for action in self._machine.handle(event, asyncio.get_running_loop().time()):
+            self._do(action)
+
+    def _do(self, action: Action) -> None:
+        tasks = self._context.tasks
+        match action:
+            case CloseEpoch():
+                self._on_close()
+            case Announce(to):
+                for peer in to:
+                    tasks.create_task(self._announce(peer), name=f"closing to {peer.short}")
+            case SendJoin(leader):
+                if self._asking:
+                    self._asking.cancel()
+                self._asking = tasks.create_task(self._ask(leader), name=f"join to {leader.short}")
+            case Refuse(peer, code, sentence):
+                self._refuse(peer, code, sentence)
+            case WakeAt(time_s):
+                asyncio.get_running_loop().call_at(time_s, self._dispatch, Tick())
+            case Lead(joins):
+                self._lead(joins)
+            case Fail(reason):
+                self._conclude(RoundError(reason))
+
+    def _refuse(self, peer: PeerId, code: str, sentence: str) -> None:
+        future = self._waiting.get(peer)
+        if future and not future.done():
+            future.set_exception(RemoteRefusal(peer, code, sentence))
+
+    def _lead(self, joins: tuple[SealedJoin, ...]) -> None:
+        plan = first_plan(self._context, joins, self._size_elems)
+        for join in joins:
+            future = self._waiting.get(join.peer)
+            if future and not future.done():
+                future.set_result(plan)
+        self._conclude(plan)
+
+    def _conclude(self, outcome: Plan | RoundError) -> None:
+        if self._formed.done():
+            return
+        if isinstance(outcome, RoundError):
+            self._formed.set_exception(outcome)
+            self._formed.exception()  # whoever is not waiting for it need not hear of it
+        else:
+            self._formed.set_result(outcome)
+        if self._asking:
+            self._asking.cancel()
+        for peer in list(self._waiting):
+            self._refuse(peer, "round-formed", "the group of this round was formed without you")
+
+    # Talking to others
+
+    async def _announce(self, peer: PeerId) -> None:
+        endpoint = self._context.directory.endpoint(peer)
+        if endpoint is None:
+            self._dispatch(LeaderSilent(peer))
+            return
+        request = pb.Closing(epoch=self._round_id.epoch).SerializeToString()
+        try:
+            reply = await self._context.transport.call(endpoint, "closing", request, timeout_s=self._context.rules.stall_timeout_s)
+            answer = parse(pb.JoinReply, reply, peer)
+            if answer.HasField("commit"):
+                self.too_late(Commit.from_message(answer.commit, peer), peer)
+        except RemoteError as error:
+            log.info("closing not heard: %s", error)
+            self._unavailable(error, peer)
+
+    async def _ask(self, leader: PeerId) -> None:
+        """Join a leader; its answer is the group, or we turn to the next in order."""
+        endpoint = self._context.directory.endpoint(leader)
+        if endpoint is None or self._own is None:
+            self._dispatch(LeaderSilent(leader))
+            return
+        patience_s = self._join_timeout_s + self._context.rules.stall_timeout_s
+        try:
+            reply = await self._context.transport.call(endpoint, JOIN, self._own.sealed, timeout_s=patience_s)
+            self._take(parse(pb.JoinReply, reply, leader), leader)
+        except RemoteError as error:
+            log.info("join not answered: %s", error)
+            self._asking = None
+            if isinstance(error, RemoteRefusal) and error.code in _FINAL_REFUSALS:
+                self._conclude(LeftOut(error.reason))
+            elif isinstance(error, RemoteRefusal) and error.code in _GROUP_REFUSALS:
+                self._conclude(RoundError(error.reason))
+            else:
+                self._unavailable(error, leader)
+
+    def _unavailable(self, error: RemoteError, peer: PeerId) -> None:
+        """Go on without a member: one that answers is alive, one that does not is suspected."""
+        if isinstance(error, RemoteRefusal):
+            self._dispatch(LeaderRefused(peer))
+        else:
+            self._context.directory.suspect(peer)
+            self._dispatch(LeaderSilent(peer))
+
+    def _take(self, reply: pb.JoinReply, leader: PeerId) -> None:
+        self._asking = None
+        if reply.HasField("commit"):
+            self.too_late(Commit.from_message(reply.commit, leader), leader)
+            return
+        require(reply.HasField("plan"), leader, "an empty answer to our join")
+        self._conclude(self._checked(reply.plan, leader))
+
+    def _checked(self, message: pb.Plan, leader: PeerId) -> Plan:
+        """A leader's plan must be the one that follows from its joins, and hold ours."""
+        require(self._own is not None and self._own.sealed in message.sealed_joins, leader, "a plan without our join")
+        members = tuple(open_join(self._context, sealed) for sealed in message.sealed_joins)
+        plan = plan_from_message(message, members, leader)
+        own = self._own
+        if own is None:
+            raise RemoteProtocolError(leader, "a plan that nobody asked for")
+        for member in members:
+            same = (member.join.epoch, member.join.state_hash) == (own.join.epoch, own.join.state_hash)
+            require(same, leader, f"a plan that mixes us with peer {member.peer.short}, whose epoch or state differs")
+        require(plan.index_of(leader) == 0, leader, "a plan that its sender does not lead")
+        require(any(member.join.bandwidth_bytes_per_s for member in members), leader, "a plan in which nobody can reduce")
+        require(plan == first_plan(self._context, members, self._size_elems), leader, "a plan that does not follow from its joins")
+        return plan

@@ -1,0 +1,314 @@
+"""One member on the network: owns every task, serves the trainer through `PeerHandle`, and keeps the swarm informed.
+
+Read `Node.run`: what starts, in order. Then `average` and `fetch_state`, which the trainer waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from peers.averaging.averager import Averager
+from peers.averaging.context import AveragingRules, MemberContext
+from peers.averaging.gathering import LeftOut
+from peers.bridge import PeerHandle
+from peers.identity import Identity
+from peers.interfaces import Clock, Handlers, RecordStore, Transport
+from peers.notary import MemberNotary
+from peers.roster import Roster
+from peers.state_server import StateServer
+from peers.state_snapshot import StateSnapshot
+from peers.state_transfer import fetch_state
+from peers.training_peer import Contribution, EpochAnnouncement, MemberView, RoundOutcome, RoundStatus, SwarmView, TrainerReport
+from protocols.certificate import membership_checker
+from protocols.errors import RemoteProtocolError, RoundError
+from protocols.ids import Epoch, PeerId, RunId, SwarmTime
+from protocols.messages import Join
+from protocols.progress import SwarmProgress, estimate
+from protocols.record_keeping import RecordReader, SealedRecord, seal_presence, seal_progress
+from protocols.records import Phase, Presence, Progress
+from protocols.signing import Sealer
+
+log = logging.getLogger(__name__)
+
+PRESENCE_EVERY_S = 20.0
+PROGRESS_EVERY_S = 1.0
+REFRESH_EVERY_S = 1.0
+LOOK_EVERY_S = 0.2
+LEAVE_WITHIN_S = 1.5
+"""How long saying goodbye may take."""
+
+HEAVY_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """What a node is told about its run and itself.
+
+    Args:
+        run, authority_key: which run, and whose word counts in it.
+        rules: of averaging.
+        target_samples: that close an epoch.
+        presence: as it will be announced, but for the address and the times.
+        bandwidth_bytes_per_s: what we offer for reducing; 0: we reduce nothing.
+    """
+
+    run: RunId
+    authority_key: bytes
+    rules: AveragingRules
+    target_samples: int
+    presence: Presence
+    bandwidth_bytes_per_s: int
+
+
+class Node:
+    """Runs one member; a `peers.bridge.PeerService`.
+
+    Args:
+        settings: see there.
+        identity, sealer: who we are, and what signs for us.
+        transport: carries rounds and state.
+        store: carries records.
+        handle: the trainer's end.
+        clock: ours.
+    """
+
+    def __init__(
+        self, settings: NodeSettings, sealer: Sealer, identity: Identity, transport: Transport, store: RecordStore, handle: PeerHandle, clock: Clock
+    ) -> None:
+        self._settings = settings
+        self._sealer = sealer
+        self._me: PeerId = identity.peer
+        self._transport = transport
+        self._store = store
+        self._handle = handle
+        self._clock = clock
+        reader = RecordReader(settings.run, settings.authority_key)
+        self.roster = Roster(self._me, settings.run, store, reader, clock)
+        self._states = StateServer(handle.want_snapshot)
+        self._report = TrainerReport(0, 0.0, None, "joining")
+        self._held = EpochAnnouncement(Epoch(0), b"", 0)
+        self._epoch_began_at: SwarmTime = clock.now()
+        self._news = asyncio.Event()
+        self._averager: Averager | None = None
+        self.address = ""
+
+    # Lifetime
+
+    async def run(self, on_ready: Callable[[str], None]) -> None:
+        """Take part until the handle is stopped, then say goodbye.
+
+        Args:
+            on_ready: called once with our address when others can reach us.
+
+        Raises:
+            NetworkSetupError: our port is taken.
+
+        Cancellation: as stopping, without the goodbye.
+        """
+        pool = ThreadPoolExecutor(HEAVY_THREADS, thread_name_prefix="heavy")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                context = self._context(tasks, pool)
+                self._averager = Averager(context, self._handle.close_epoch)
+                handlers = merged(self._averager.handlers, self._states.handlers())
+                async with self._transport.serve(handlers) as self.address:
+                    background = [tasks.create_task(work) for work in (self._announce(), self._publish(), self._follow(), self._look())]
+                    on_ready(self.address)
+                    await self._handle.serve(self)
+                    await self._say_goodbye()
+                    for task in background:
+                        task.cancel()
+                raise _Finished  # whatever rounds are still under way end with us
+        except* _Finished:
+            log.info("node has left: peer=%s", self._me.short)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            await self._transport.close()
+
+    def _context(self, tasks: asyncio.TaskGroup, pool: ThreadPoolExecutor) -> MemberContext:
+        membership = membership_checker(self._settings.run, self._settings.authority_key)
+        notary = MemberNotary(self._sealer, membership, self._clock)
+        return MemberContext(self._me, self._transport, self.roster, notary, self._settings.rules, tasks, pool)
+
+    async def _say_goodbye(self) -> None:
+        """Tell the others not to wait for us; whether they hear it does not matter."""
+        self._report = dataclasses.replace(self._report, phase="leaving")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_WITHIN_S):
+                await self._store_record(seal_progress(self._progress(), self._sealer))
+
+    # What the swarm hears of us
+
+    async def _announce(self) -> None:
+        """Presence: once at the start, then again before it expires."""
+        while True:
+            now = self._clock.now()
+            presence = dataclasses.replace(self._settings.presence, address=self.address if self._settings.presence.role != "client" else "")
+            await self._store_record(seal_presence(presence, self._sealer, now))
+            await asyncio.sleep(PRESENCE_EVERY_S)
+
+    async def _publish(self) -> None:
+        """Progress: at once when the epoch changed, otherwise about once a second."""
+        while True:
+            self._news.clear()
+            await self._store_record(seal_progress(self._progress(), self._sealer))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROGRESS_EVERY_S):
+                    await self._news.wait()
+
+    async def _store_record(self, record: SealedRecord) -> None:
+        if not await self._store.put(record.key, record.subkey, record.value, record.expires_at):
+            log.debug("record not stored: key=%s", record.key)
+
+    def _progress(self) -> Progress:
+        phase: Phase = self._report.phase  # type: ignore[assignment]
+        traffic = self._transport.traffic
+        return Progress(
+            self._me,
+            self._held.epoch,
+            self._report.samples,
+            self._report.samples_per_s,
+            self._held.accepted_samples,
+            self._held.state_hash,
+            phase,
+            self._report.loss,
+            traffic.sent_bytes,
+            traffic.received_bytes,
+            self._clock.now(),
+        )
+
+    # What we hear of the swarm
+
+    async def _follow(self) -> None:
+        """Keep the roster fresh."""
+        while True:
+            await self.roster.refresh()
+            self._show()
+            await asyncio.sleep(REFRESH_EVERY_S)
+
+    async def _look(self) -> None:
+        """Close the epoch as soon as the swarm has gathered its target."""
+        while True:
+            swarm = self._estimate()
+            if self._held.state_hash and swarm.epoch == self._held.epoch and not swarm.behind and swarm.samples >= self._settings.target_samples:
+                self._handle.close_epoch(self._held.epoch)
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def _estimate(self) -> SwarmProgress:
+        now = self._clock.now()
+        return estimate(
+            self._me,
+            self._progress(),
+            self.roster.others(),
+            now,
+            self._settings.target_samples,
+            epoch_age_s=now - self._epoch_began_at,
+        )
+
+    def _show(self) -> None:
+        """Give the trainer (and whoever watches) the swarm as it is now."""
+        swarm = self._estimate()
+        own = self._progress()
+        members = [self._member_view(own, self._settings.presence.role)]
+        for peer, progress in self.roster.progress.items():
+            presence = self.roster.presences.get(peer)
+            if peer in self.roster.others():
+                members.append(self._member_view(progress, presence.role if presence else "trainer"))
+        self._handle.set_view(
+            SwarmView(
+                swarm.epoch,
+                swarm.samples,
+                self._settings.target_samples,
+                swarm.eta_s if swarm.samples_per_s else None,
+                tuple(members),
+                swarm.state_hash,
+                swarm.behind,
+            )
+        )
+
+    @staticmethod
+    def _member_view(progress: Progress, role: str) -> MemberView:
+        return MemberView(
+            progress.peer,
+            role,
+            progress.phase,
+            progress.epoch,
+            progress.samples,
+            progress.samples_per_s,
+            progress.sent_bytes,
+            progress.received_bytes,
+            progress.loss,
+            progress.state_hash,
+        )
+
+    # What the trainer asks for (PeerService)
+
+    def on_report(self, report: TrainerReport) -> None:
+        """The trainer has made progress."""
+        self._report = report
+
+    def on_epoch(self, announced: EpochAnnouncement) -> None:
+        """The trainer holds this state now."""
+        self._held = announced
+        self._report = dataclasses.replace(self._report, samples=0)
+        self._epoch_began_at = self._clock.now()
+        self._states.announce(announced.state_hash)
+        if self._averager:
+            self._averager.epoch = announced.epoch
+        self._news.set()
+        self._show()
+
+    def on_snapshot(self, snapshot: StateSnapshot) -> None:
+        """The trainer has copied its state for others."""
+        self._states.publish(snapshot)
+
+    async def average(self, contribution: Contribution) -> RoundOutcome:
+        """Close the contribution's epoch together with the others."""
+        if self._averager is None:
+            raise RoundError("the network is not up yet")
+        join = Join(contribution.epoch, contribution.state_hash, contribution.weight, self._settings.bandwidth_bytes_per_s)
+        try:
+            averaged = await self._averager.run_round(join, contribution.vector)
+        except LeftOut as left_out:
+            await self.roster.refresh()
+            self._show()
+            return RoundOutcome(RoundStatus.BEHIND, contribution.epoch, reason=str(left_out))
+        for peer, reason in averaged.blamed.items():
+            log.warning("member broke the protocol: peer=%s epoch=%d reason=%s", peer.short, contribution.epoch, reason)
+        status = RoundStatus.ALONE if averaged.group_size == 1 else RoundStatus.APPLIED
+        return RoundOutcome(status, contribution.epoch, averaged.vector_D, averaged.weight, averaged.contributors)
+
+    async def fetch_state(self) -> StateSnapshot:
+        """The swarm's newest state by majority."""
+        await self.roster.refresh()
+        swarm = self._estimate()
+        donors = [endpoint for peer in swarm.donors if (endpoint := self.roster.endpoint(peer))]
+        if not donors:
+            self._show()
+            raise RoundError("no member that holds the swarm's state can be reached")
+        log.info("fetching the state: epoch=%d donors=%d", swarm.epoch, len(donors))
+        return await fetch_state(self._transport, donors, swarm.state_hash, own=self._states.newest, on_drop=self._drop_donor)
+
+    def _drop_donor(self, error: Exception) -> None:
+        log.info("a donor was dropped: %s", error)
+        if not isinstance(error, RemoteProtocolError):
+            return
+        if error.peer:
+            self.roster.suspect(error.peer)
+
+
+class _Finished(Exception):  # noqa: N818  not an error: ends the task group
+    """The node is through."""
+
+
+def merged(*parts: Handlers) -> Handlers:
+    """All handlers of several parts of a peer; their names must differ."""
+    calls = {name: handler for part in parts for name, handler in part.calls.items()}
+    streams = {name: handler for part in parts for name, handler in part.streams.items()}
+    return Handlers(calls, streams)

@@ -1,0 +1,97 @@
+"""Who is in the swarm, as far as we know: records from the store, and what we saw ourselves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from peers.interfaces import Clock, Endpoint, RecordStore
+from protocols.errors import RemoteProtocolError
+from protocols.ids import Epoch, PeerId, RunId, SwarmTime
+from protocols.progress import STALE_AFTER_S
+from protocols.record_keeping import RecordReader, record_key
+from protocols.records import Presence, Progress
+
+log = logging.getLogger(__name__)
+
+
+class Roster:
+    """The `Directory` of `peers.averaging.context`, fed by the record store.
+
+    Args:
+        me: ourselves; our own records are passed over.
+        run: the run.
+        store: where members announce themselves.
+        reader: checks and reads records.
+        clock: ours.
+    """
+
+    def __init__(self, me: PeerId, run: RunId, store: RecordStore, reader: RecordReader, clock: Clock) -> None:
+        self._me = me
+        self._run = run
+        self._store = store
+        self._reader = reader
+        self._clock = clock
+        self.presences: dict[PeerId, Presence] = {}
+        self.progress: dict[PeerId, Progress] = {}
+        self._suspected_at: dict[PeerId, SwarmTime] = {}
+        self._refreshing = asyncio.Lock()
+
+    async def refresh(self) -> None:
+        """Read all presences and all progress again; calls at the same time share one reading."""
+        if self._refreshing.locked():
+            async with self._refreshing:
+                return
+        async with self._refreshing:
+            presences = await self._store.get(record_key(self._run, "presence"))
+            progress = await self._store.get(record_key(self._run, "progress"))
+        now = self._clock.now()
+        for value in presences.values():
+            try:
+                presence = self._reader.presence(value, now)
+            except RemoteProtocolError as error:
+                log.debug("presence dropped: %s", error)
+                continue
+            self.presences[presence.peer] = presence
+        for value in progress.values():
+            try:
+                self._note_progress(self._reader.progress(value, now))
+            except RemoteProtocolError as error:
+                log.debug("progress dropped: %s", error)
+
+    def _note_progress(self, progress: Progress) -> None:
+        """Keep it unless we know a newer one; a member that speaks again is suspected no longer."""
+        known = self.progress.get(progress.peer)
+        if progress.peer == self._me or (known and known.time > progress.time):
+            return
+        self.progress[progress.peer] = progress
+        if progress.time > self._suspected_at.get(progress.peer, progress.time):
+            del self._suspected_at[progress.peer]
+
+    def others(self) -> dict[PeerId, Progress]:
+        """Newest progress of everybody else who spoke lately and is not suspected to be gone."""
+        now = self._clock.now()
+        return {
+            peer: progress
+            for peer, progress in self.progress.items()
+            if now - progress.time <= STALE_AFTER_S and peer not in self._suspected_at
+        }
+
+    def live(self, epoch: Epoch) -> frozenset[PeerId]:
+        """Members that hold the state and are at most one epoch from this one: records lag behind by up to one."""
+        return frozenset(
+            peer
+            for peer, progress in self.others().items()
+            if progress.state_hash and progress.phase != "leaving" and abs(progress.epoch - epoch) <= 1 and peer in self.presences
+        )
+
+    def endpoint(self, peer: PeerId) -> Endpoint | None:
+        """Where to dial a member; None while it has announced nothing or cannot be dialled."""
+        presence = self.presences.get(peer)
+        if presence is None or not presence.address:
+            return None
+        return Endpoint(peer, presence.address, presence.certificate_pem)
+
+    def suspect(self, peer: PeerId) -> None:
+        """Do not count on a member until it announces progress again."""
+        self._suspected_at[peer] = self._clock.now()

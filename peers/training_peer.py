@@ -1,0 +1,192 @@
+"""What trainer and network say to each other: immutable values, and `TrainingPeer`, the trainer's view of a peer.
+
+A `TrainingPeer` is either `peers.bridge.PeerHandle`, with a swarm behind it, or `peers.local.LocalPeer`, on its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import torch
+
+from peers.state_snapshot import StateSnapshot
+from protocols.errors import SwarmError
+from protocols.ids import Epoch, PeerId
+
+_FIRST_EPOCH = Epoch(0)
+
+
+class PeerStopped(SwarmError):
+    """The peer is stopping: leave the training loop."""
+
+
+class RoundStatus(StrEnum):
+    """How a round ended for this member."""
+
+    APPLIED = "applied"
+    """The group agreed on one vector: apply it."""
+    ALONE = "alone"
+    """Nobody else was there: the vector is this member's own contribution; apply it."""
+    ABORTED = "aborted"
+    """No agreement: keep what was accumulated and go on."""
+    BEHIND = "behind"
+    """The swarm has gone on without this member: fetch the state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What this member brings to an epoch.
+
+    Args:
+        epoch: the epoch it was computed in (updates applied to the state it was computed from).
+        vector: flat_D, fp32 on the CPU: the mean gradient over `weight` samples. Not written to after it was handed over.
+        weight: samples; 0 for a helper.
+        state_hash: of the state it was computed from (32 bytes).
+    """
+
+    epoch: Epoch
+    vector: torch.Tensor
+    weight: float
+    state_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOutcome:
+    """How a round ended.
+
+    Args:
+        status: what to do now.
+        epoch: the epoch that the round was to close; that of the contribution.
+        vector: flat_D, fp32: weighted mean of the contributions; None unless APPLIED or ALONE.
+        weight: samples that went in.
+        contributors: whose.
+        reason: one sentence, for ABORTED and BEHIND.
+    """
+
+    status: RoundStatus
+    epoch: Epoch
+    vector: torch.Tensor | None = None
+    weight: float = 0.0
+    contributors: tuple[PeerId, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberView:
+    """One member as its signed records describe it; `protocols.records.Progress` says what each field means."""
+
+    peer: PeerId
+    role: str
+    phase: str
+    epoch: Epoch
+    samples: int
+    samples_per_s: float
+    sent_bytes: int
+    received_bytes: int
+    loss: float | None
+    state_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmView:
+    """The swarm as this member sees it, by quorum.
+
+    Args:
+        epoch: the swarm's epoch.
+        samples: gathered by all members towards the end of this epoch.
+        target_samples: that end the epoch; 0 while unknown.
+        eta_s: until then; None while unknown.
+        members: everybody known, this member included.
+        state_hash: most common state hash at `epoch` (32 bytes), empty while unknown.
+        behind: this member must fetch the state before it can go on.
+    """
+
+    epoch: Epoch = _FIRST_EPOCH
+    samples: int = 0
+    target_samples: int = 0
+    eta_s: float | None = None
+    members: tuple[MemberView, ...] = ()
+    state_hash: bytes = b""
+    behind: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerReport:
+    """What the trainer has done in this epoch so far.
+
+    Args:
+        samples: accumulated and not yet applied.
+        samples_per_s: while computing.
+        loss: mean over `samples`, nats; None while unknown.
+        phase: of `protocols.records.Progress`.
+    """
+
+    samples: int
+    samples_per_s: float
+    loss: float | None
+    phase: str
+
+
+@dataclass(frozen=True, slots=True)
+class EpochAnnouncement:
+    """The state that the trainer now holds: updates applied, its hash (32 bytes), samples that went into it since the run began."""
+
+    epoch: Epoch
+    state_hash: bytes
+    accepted_samples: int
+
+
+class TrainingPeer(Protocol):
+    """What the trainer needs of a peer: `PeerHandle` in a swarm, `peers.local.LocalPeer` on its own."""
+
+    def report(self, samples: int, samples_per_s: float, loss: float | None, phase: str) -> None:
+        """Say what was done; instant."""
+
+    def view(self) -> SwarmView:
+        """The swarm as last seen; instant."""
+
+    def epoch_closing(self) -> bool:
+        """Whether to call `average` now; instant."""
+
+    def wait_for_call(self, timeout_s: float) -> bool:
+        """Wait until something is wanted of the trainer (epoch closing, behind, snapshot wanted), at most `timeout_s`. For helpers.
+
+        Raises:
+            PeerStopped: the peer is stopping.
+        """
+
+    def pause(self, duration_s: float) -> None:
+        """Do nothing for a while.
+
+        Raises:
+            PeerStopped: the peer is stopping.
+        """
+
+    def average(self, contribution: Contribution) -> RoundOutcome:
+        """Take part in the round that closes the contribution's epoch; blocks.
+
+        Raises:
+            PeerStopped: the peer is stopping.
+        """
+
+    def announce_epoch(self, epoch: Epoch, state_hash: bytes, accepted_samples: int) -> None:
+        """Say which state the trainer now holds; instant."""
+
+    def snapshot_wanted(self) -> bool:
+        """Whether somebody waits for a copy of the state; instant."""
+
+    def publish_snapshot(self, snapshot: StateSnapshot) -> None:
+        """Hand over a copy of the state to serve; instant."""
+
+    def fetch_state(self) -> StateSnapshot:
+        """The swarm's newest state by majority, verified; blocks.
+
+        Raises:
+            PeerStopped: the peer is stopping.
+            RoundError: nobody could give it; try again later.
+        """
+
+    def stopping(self) -> bool:
+        """Whether to leave the training loop; instant."""

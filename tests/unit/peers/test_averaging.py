@@ -1,0 +1,185 @@
+"""The averaging round on a simulated network: exact when all goes well, and the same bytes for every survivor when it does not."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import torch
+
+from peers.averaging.averager import Averaged
+from peers.simulation import run_simulated
+from peers.transport.simulated import LinkSpec
+from protocols.codecs import codec_named
+from protocols.errors import RoundError
+from protocols.ids import Epoch
+from tests.helpers.averaging_swarm import SimulatedSwarm, rules
+
+SIZE_ELEMS = 1000
+
+
+def same_bytes(outcomes: list[Averaged]) -> bool:
+    """Whether every outcome holds the same vector, bit for bit."""
+    first = outcomes[0].vector_D.numpy().tobytes()
+    return all(outcome.vector_D.numpy().tobytes() == first for outcome in outcomes)
+
+
+def averaged(outcomes: list[Averaged | RoundError]) -> list[Averaged]:
+    return [outcome for outcome in outcomes if isinstance(outcome, Averaged)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 16])
+@pytest.mark.parametrize("codec", ["fp32", "fp16"])
+def test_everyone_gets_the_weighted_mean_bit_for_bit(count: int, codec: str) -> None:
+    weights = [1.0 + number for number in range(count)]
+
+    async def main() -> None:
+        async with SimulatedSwarm(count, averaging=rules(codec)) as swarm:
+            outcomes = await swarm.round(SIZE_ELEMS, weights=weights)
+            done = averaged(outcomes)
+            assert len(done) == count
+            assert same_bytes(done)
+            exact = sum(w * swarm.vector(n, SIZE_ELEMS).double() for n, w in enumerate(weights)) / sum(weights)
+            bound = 2 * codec_named(codec).worst_error(torch.full((1,), 4.0)) + 1e-6
+            assert float((done[0].vector_D.double() - exact).abs().max()) < bound
+            assert done[0].weight == pytest.approx(sum(weights))
+            assert set(done[0].contributors) == {member.peer for member in swarm.members}
+
+    run_simulated(main(), seed=1)
+
+
+def test_a_helper_adds_nothing_and_gets_the_result() -> None:
+    async def main() -> None:
+        async with SimulatedSwarm(3) as swarm:
+            done = averaged(await swarm.round(SIZE_ELEMS, weights=[1, 1, 0]))
+            assert len(done) == 3
+            assert same_bytes(done)
+            exact = (swarm.vector(0, SIZE_ELEMS) + swarm.vector(1, SIZE_ELEMS)) / 2
+            torch.testing.assert_close(done[2].vector_D, exact)
+            assert swarm.members[2].peer not in done[0].contributors
+
+    run_simulated(main(), seed=1)
+
+
+def test_a_client_only_member_takes_part_without_reducing() -> None:
+    async def main() -> None:
+        async with SimulatedSwarm(3) as swarm:
+            done = averaged(await swarm.round(SIZE_ELEMS, bandwidths=[1000, 0, 1000]))
+            assert len(done) == 3
+            assert same_bytes(done)
+            assert swarm.members[1].peer in done[0].contributors
+
+    run_simulated(main(), seed=1)
+
+
+def test_nobody_with_samples_is_a_failed_round_not_a_zero_gradient() -> None:
+    async def main() -> None:
+        async with SimulatedSwarm(2) as swarm:
+            assert averaged(await swarm.round(SIZE_ELEMS, weights=[0, 0])) == []
+
+    run_simulated(main(), seed=1)
+
+
+def test_the_first_join_closes_the_epoch_for_those_who_still_compute() -> None:
+    async def main() -> None:
+        async with SimulatedSwarm(3) as swarm:
+            done = averaged(await swarm.round(SIZE_ELEMS, after_s=lambda number: float(number)))
+            assert len(done) == 3
+            assert same_bytes(done)
+            assert len(done[0].contributors) == 3
+            assert any(Epoch(0) in member.closed for member in swarm.members)
+
+    run_simulated(main(), seed=1)
+
+
+def test_a_member_that_comes_too_late_gets_the_result_it_is_not_in() -> None:
+    async def main() -> None:
+        async with SimulatedSwarm(4) as swarm:
+            done = averaged(await swarm.round(SIZE_ELEMS, after_s=lambda number: 20.0 if number == 2 else 0.0))
+            assert len(done) == 4
+            assert same_bytes(done)
+            assert not done[2].included_us
+            assert done[0].weight == 3
+
+    run_simulated(main(), seed=1)
+
+
+def test_a_member_with_another_state_is_left_out() -> None:
+    async def main() -> None:
+        async with SimulatedSwarm(3) as swarm:
+            strange = swarm.members[1].averager
+            strange_gather = strange._gather
+
+            async def lie(join, size_elems):  # type: ignore[no-untyped-def]
+                return await strange_gather(type(join)(join.epoch, b"x" * 32, 1.0, 1000), size_elems)
+
+            strange._gather = lie  # type: ignore[method-assign]
+            outcomes = await swarm.round(SIZE_ELEMS)
+            assert isinstance(outcomes[1], RoundError)
+            done = averaged(outcomes)
+            assert len(done) == 2
+            assert same_bytes(done)
+            assert done[0].weight == 2
+
+    run_simulated(main(), seed=1)
+
+
+# A whole undisturbed round of these members takes about 0.3 s; the last moments lie after it.
+CRASH_MOMENTS_S = [0.0, 0.021, 0.045, 0.07, 0.09, 0.11, 0.13, 0.16, 0.19, 0.22, 0.26, 0.30, 0.4]
+
+
+@pytest.mark.parametrize("victim", range(4))
+@pytest.mark.parametrize("moment_s", CRASH_MOMENTS_S)
+def test_a_crash_at_any_moment_leaves_the_survivors_with_the_same_bytes(victim: int, moment_s: float) -> None:
+    async def main() -> None:
+        async with SimulatedSwarm(4, link=LinkSpec(latency_s=0.02, bandwidth_bytes_per_s=2e5)) as swarm:
+            asyncio.get_running_loop().call_later(moment_s, swarm.network.crash, swarm.members[victim].peer)
+            survivors = [number for number in range(4) if number != victim]
+            doomed = asyncio.ensure_future(swarm.round(SIZE_ELEMS, who=[victim]))
+            outcomes = await swarm.round(SIZE_ELEMS, who=survivors)
+            doomed.cancel()
+            done = averaged(outcomes)
+            assert len(done) == 3, outcomes
+            assert same_bytes(done)
+            assert done[0].weight >= 3
+            assert asyncio.get_running_loop().time() < 20
+
+    run_simulated(main(), seed=3)
+
+
+@pytest.mark.parametrize("victims", [(0, 1), (1, 2), (2, 3), (0, 3)])
+@pytest.mark.parametrize("moment_s", [0.05, 0.1, 0.15, 0.2])
+def test_two_crashes_in_a_row_leave_the_rest_with_the_same_bytes(victims: tuple[int, int], moment_s: float) -> None:
+    async def main() -> None:
+        async with SimulatedSwarm(5, link=LinkSpec(latency_s=0.02, bandwidth_bytes_per_s=2e5)) as swarm:
+            for nth, victim in enumerate(victims):
+                asyncio.get_running_loop().call_later(moment_s + 0.04 * nth, swarm.network.crash, swarm.members[victim].peer)
+            doomed = asyncio.ensure_future(swarm.round(SIZE_ELEMS, who=victims))
+            done = averaged(await swarm.round(SIZE_ELEMS, who=[n for n in range(5) if n not in victims]))
+            doomed.cancel()
+            assert len(done) == 3
+            assert same_bytes(done)
+
+    run_simulated(main(), seed=4)
+
+
+@pytest.mark.parametrize("victim", range(4))
+@pytest.mark.parametrize("moment_s", [0.05, 0.1, 0.15, 0.2])
+def test_a_black_hole_is_noticed_by_missing_progress(victim: int, moment_s: float) -> None:
+    """No reset, no packet: the others go on within a few stall timeouts."""
+
+    async def main() -> None:
+        async with SimulatedSwarm(4, link=LinkSpec(latency_s=0.02, bandwidth_bytes_per_s=2e5)) as swarm:
+            survivors = [number for number in range(4) if number != victim]
+            for other in survivors:
+                asyncio.get_running_loop().call_later(
+                    moment_s, swarm.network.blackhole, swarm.members[victim].peer, swarm.members[other].peer
+                )
+            doomed = asyncio.ensure_future(swarm.round(SIZE_ELEMS, who=[victim]))
+            done = averaged(await swarm.round(SIZE_ELEMS, who=survivors))
+            doomed.cancel()
+            assert len(done) == 3
+            assert same_bytes(done)
+            assert asyncio.get_running_loop().time() < 30
+
+    run_simulated(main(), seed=5)
