@@ -1,0 +1,69 @@
+"""CPU time and orderly ends of whole process families, from `/proc`. A family is a session: a worker and whatever it starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+POLL_S = 0.05
+
+# Fields of /proc/PID/stat counted from the one after the command name, which may itself hold spaces and parentheses.
+SESSION_FIELD = 3
+USER_TICKS_FIELD = 11
+SYSTEM_TICKS_FIELD = 12
+STATE_FIELD = 0
+
+
+def _stats() -> Iterator[tuple[int, list[str]]]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            # A process may end between the listing and the reading.
+            with suppress(OSError):
+                yield int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()
+
+
+def members(sessions: set[int]) -> list[int]:
+    """Process ids of everything alive in the given sessions."""
+    return [pid for pid, fields in _stats() if int(fields[SESSION_FIELD]) in sessions and fields[STATE_FIELD] != "Z"]
+
+
+def cpu_s(sessions: set[int]) -> float:
+    """CPU seconds, user and system, used so far by everything alive in the given sessions (resolution: one clock tick)."""
+    ticks = sum(
+        int(fields[USER_TICKS_FIELD]) + int(fields[SYSTEM_TICKS_FIELD]) for _, fields in _stats() if int(fields[SESSION_FIELD]) in sessions
+    )
+    return ticks / TICKS_PER_S
+
+
+def socket_files(sessions: set[int]) -> list[Path]:
+    """Files of the Unix sockets that processes in the given sessions listen on."""
+    inodes = set()
+    for pid in members(sessions):
+        with suppress(OSError):
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    inodes.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    # Columns: address, reference count, protocol, flags, type, state, inode, path (abstract names start with "@").
+    return [Path(row[7]) for row in rows if len(row) == 8 and row[6] in inodes and row[7].startswith("/")]
+
+
+def end(sessions: set[int], *, grace_s: float) -> None:
+    """End everything in the given sessions by process id: wait, then SIGTERM, then SIGKILL, `grace_s` seconds between them."""
+    for number in (None, signal.SIGTERM, signal.SIGKILL):
+        if number is not None:
+            for pid in members(sessions):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        deadline_s = time.monotonic() + grace_s
+        while members(sessions):
+            if time.monotonic() > deadline_s:
+                break
+            time.sleep(POLL_S)
+        else:
+            return

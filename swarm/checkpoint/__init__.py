@@ -1,0 +1,1 @@
+"""Checkpoints: the state of `swarm.optim` on disk (`store`) and as a Hugging Face folder (`export`)."""

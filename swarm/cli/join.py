@@ -1,0 +1,65 @@
+"""`swarm-peer join`: take part in a run as a volunteer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from protocols.errors import InviteError
+from swarm.cli.common import Announce, DeviceName, Listen, RoleName, Settings, StateDir, configure, out, start_logging
+
+HELP = """Join a run and train along until Ctrl-C.
+
+INVITE is the link somebody gave you, or @FILE to read it from a file. The first Ctrl-C leaves cleanly within five seconds; the same command
+later goes on with the same identity.
+
+Example:
+
+    swarm-peer join swarm://... --device auto
+"""
+
+MAX_INVITE_CHARS = 16_384
+
+
+def command(
+    invite: Annotated[str, typer.Argument(metavar="INVITE", help="Invite link, or @FILE.")],
+    state_dir: StateDir = None,
+    listen: Listen = None,
+    announce: Announce = None,
+    device: DeviceName = None,
+    role: RoleName = None,
+    settings: Settings = None,
+) -> None:
+    """See `HELP`."""
+    flags = {"state_dir": state_dir, "listen": listen, "announce": announce, "device": device, "role": role}
+    config = configure(flags, settings)
+    link = read_invite(invite)
+    start_logging(config)
+    from swarm.monitoring.live import watching
+    from swarm.runtime import run_volunteer
+
+    with watching(config.status_path, out):
+        run_volunteer(config, link)
+
+
+def read_invite(text: str) -> str:
+    """The link itself, from the command line or from the file after "@".
+
+    Raises:
+        InviteError: the file cannot be read, is empty, or is far too long to be an invite.
+    """
+    if text.startswith("@"):
+        path = Path(text[1:]).expanduser()
+        try:
+            with path.open(encoding="ascii") as file:
+                text = file.read(MAX_INVITE_CHARS + 1)
+        except OSError as error:
+            raise InviteError(f"Cannot read the invite file {path}: {error.strerror}.") from None
+        except UnicodeDecodeError:
+            raise InviteError(f"{path} is no invite: it holds something else than a link.") from None
+    text = text.strip()
+    if not text or len(text) > MAX_INVITE_CHARS:
+        raise InviteError("This is no invite: paste the whole link, or give the file it is in as @FILE.")
+    return text

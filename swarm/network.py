@@ -1,0 +1,240 @@
+"""The network thread of a peer: its event loop, and everything that lives on it, in the order in which it comes up.
+
+    libp2p daemon -> membership (invite or authority) -> DHT -> gRPC server -> node
+
+The trainer's thread waits for the membership, then talks to the node through the `PeerHandle` alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import uvloop
+
+from peers.averaging.context import AveragingRules
+from peers.bridge import PeerHandle
+from peers.clock import SystemClock
+from peers.identity import Identity
+from peers.libp2p_daemon import Libp2pOptions
+from peers.libp2p_node import Libp2pNode
+from peers.node import Node, NodeSettings
+from peers.store.hivemind_dht import HivemindStore
+from peers.training_peer import PeerStopped
+from peers.transport.grpc_mtls import GrpcTransport
+from protocols.codecs import codec_named
+from protocols.errors import NetworkSetupError
+from protocols.ids import SwarmTime
+from protocols.record_keeping import record_validator
+from protocols.records import Presence
+from protocols.runspec import SignedRunSpec
+from swarm.config import PeerConfig, split_host_port
+from swarm.membership import Membership, remember_addresses
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BANDWIDTH_BYTES_PER_S = 12_500_000
+"""100 Mbit/s: what a member counts for that says nothing about its link."""
+
+ROUND_TIMEOUT_S = 600.0
+"""Longest exchange, for members whose links crawl; rounds that have been quick are cut much earlier."""
+
+REMEMBER_EVERY_S = 10.0
+
+
+class Entrance(Protocol):
+    """How this peer becomes a member (`swarm.membership`)."""
+
+    async def enter(self, node: Libp2pNode, identity: Identity) -> Membership:
+        """Get the run's spec and our credentials, and serve both to others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Online:
+    """What the network thread tells once others can reach us.
+
+    Args:
+        libp2p_addresses: full multiaddresses.
+        data_address: "host:port" of our gRPC server; empty if nobody can dial us.
+    """
+
+    libp2p_addresses: tuple[str, ...]
+    data_address: str
+
+
+class NetworkThread:
+    """Runs the network side of one peer until `handle.stop()`.
+
+    Args:
+        config: ours.
+        identity: ours.
+        entrance: how we get in.
+        handle: the trainer's end.
+    """
+
+    def __init__(self, config: PeerConfig, identity: Identity, entrance: Entrance, handle: PeerHandle) -> None:
+        self._config = config
+        self._identity = identity
+        self._entrance = entrance
+        self._handle = handle
+        self.membership: Future[SignedRunSpec] = Future()
+        self.online: Future[Online] = Future()
+        self.ended: Future[None] = Future()
+        self._main: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="network", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Leave the swarm and end the thread; safe at any moment, from a signal handler too.
+
+        Returns:
+            Whether it ended in time.
+        """
+        self.request_stop()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def request_stop(self) -> None:
+        """Begin to leave. Before the node is up that means: cancel."""
+        self._handle.stop()
+        with self._lock:
+            if not self.online.done() and self._loop and self._main:
+                self._loop.call_soon_threadsafe(self._main.cancel)
+
+    def _run(self) -> None:
+        """Owner of the loop: whatever ends it is handed to whoever waits."""
+        error: BaseException = PeerStopped("the peer is stopping")
+        try:
+            uvloop.run(self._serve())
+        except asyncio.CancelledError:
+            log.info("stopped while joining")
+        except BaseException as failure:  # noqa: BLE001  the thread's last owner
+            error = failure
+        finally:
+            self._handle.stop()
+            for waiting in (self.membership, self.online):
+                if not waiting.done():
+                    waiting.set_exception(error)
+            if isinstance(error, PeerStopped):
+                self.ended.set_result(None)
+            else:
+                self.ended.set_exception(error)
+
+    async def _serve(self) -> None:
+        with self._lock:
+            self._loop, self._main = asyncio.get_running_loop(), asyncio.current_task()
+        if self._handle.stopping():
+            return
+        async with AsyncExitStack() as stack:
+            libp2p = await stack.enter_async_context(Libp2pNode.start(self._identity.seed, self._libp2p_options()))
+            papers = await self._entrance.enter(libp2p, self._identity)
+            self.membership.set_result(papers.signed)
+            node = await stack.enter_async_context(self._node(libp2p, papers))
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    watching = tasks.create_task(_watch_daemon(libp2p))
+                    remembering = tasks.create_task(self._remember(node))
+                    await node.run(lambda address: self._now_online(libp2p, address))
+                    watching.cancel()
+                    remembering.cancel()
+            except* NetworkSetupError as errors:
+                raise errors.exceptions[0] from errors
+
+    @asynccontextmanager
+    async def _node(self, libp2p: Libp2pNode, papers: Membership) -> AsyncIterator[Node]:
+        """DHT, data plane and node, from the papers."""
+        clock = SystemClock()
+        signed, credentials = papers.signed, papers.credentials
+        validator = record_validator(signed.run_id, signed.authority_key)
+        client = self._config.role == "client"
+        store = await HivemindStore.create(libp2p, papers.initial_peers, validator, clock, client_mode=client)
+        try:
+            host = self._config.announce or own_host(self._config.listen)
+            transport = GrpcTransport(credentials.tls(clock, lambda peer: False), self._config.listen, host)
+            settings = self._node_settings(libp2p, papers, clock.now())
+            yield Node(settings, credentials.sealer(self._identity), self._identity, transport, store, self._handle, clock)
+        finally:
+            await store.close()
+
+    def _node_settings(self, libp2p: Libp2pNode, papers: Membership, now: SwarmTime) -> NodeSettings:
+        signed, averaging = papers.signed, papers.signed.spec.averaging
+        rules = AveragingRules(
+            signed.run_id,
+            averaging.block_elems,
+            codec_named(averaging.codec),
+            averaging.max_group,
+            averaging.join_timeout_s,
+            averaging.stall_timeout_s,
+            ROUND_TIMEOUT_S,
+        )
+        bandwidth = int(self._config.bandwidth_cap_bytes_per_s or DEFAULT_BANDWIDTH_BYTES_PER_S)
+        presence = Presence(
+            self._identity.peer,
+            "",
+            papers.credentials.chain.leaf_pem,
+            tuple(libp2p.addresses())[:8],
+            self._config.role,
+            self._config.device,
+            bandwidth,
+            now,
+            "swarm-peer",
+        )
+        reduces = 0 if self._config.role == "client" else bandwidth
+        return NodeSettings(signed.run_id, signed.authority_key, rules, signed.spec.optimizer.target_batch_samples, presence, reduces)
+
+    def _libp2p_options(self) -> Libp2pOptions:
+        listen, announce = self._config.libp2p_listen, self._config.announce
+        port = listen.rpartition("/tcp/")[2]
+        public = (f"/{_host_kind(announce)}/{announce}/tcp/{port}",) if announce and port != "0" else ()
+        return Libp2pOptions(listen=() if self._config.role == "client" else (listen,), announce=public)
+
+    def _now_online(self, libp2p: Libp2pNode, address: str) -> None:
+        self.online.set_result(Online(tuple(libp2p.addresses()), "" if self._config.role == "client" else address))
+
+    async def _remember(self, node: Node) -> None:
+        """Keep the addresses of members on disk, so that we find them again when the invite's are gone."""
+        while True:
+            await asyncio.sleep(REMEMBER_EVERY_S)
+            known = {peer: presence.libp2p_addresses for peer, presence in node.roster.presences.items() if peer != self._identity.peer}
+            await asyncio.to_thread(remember_addresses, self._config.state_dir, known)
+
+
+async def _watch_daemon(libp2p: Libp2pNode) -> None:
+    await libp2p.wait_for_daemon_exit()
+    raise NetworkSetupError("The libp2p daemon of this peer has ended: start the peer again; its state is kept.")
+
+
+def own_host(listen: str) -> str:
+    """The address under which others most likely reach a server that listens there.
+
+    A concrete address is its own answer. For "all interfaces" it is the address that the machine would send from; no packet is sent to
+    find that out.
+    """
+    host, _ = split_host_port(listen)
+    if host not in ("0.0.0.0", "::"):  # noqa: S104  compared, not bound
+        return host
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # a documentation address (RFC 5737): only the routing table is asked
+        return str(probe.getsockname()[0])
+    return "127.0.0.1"
+
+
+def _host_kind(host: str) -> str:
+    try:
+        return f"ip{ipaddress.ip_address(host).version}"
+    except ValueError:
+        return "dns4"

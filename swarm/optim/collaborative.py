@@ -1,0 +1,364 @@
+"""`CollaborativeOptimizer`: call it after every `backward`; the swarm takes one step of your optimizer when its target batch is full.
+
+    opt = CollaborativeOptimizer(model, torch.optim.AdamW(model.parameters(), lr=3e-3), peer=handle, target_batch_samples=128)
+    for batch in data:
+        model(batch).loss.backward()
+        outcome = opt.step(samples=len(batch))
+
+`step` says what it did; nothing else of the loop changes. A helper, which computes nothing, calls `follow` instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+
+from peers.state_snapshot import StateSnapshot
+from peers.training_peer import PeerStopped, RoundOutcome, RoundStatus, TrainingPeer
+from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError, RoundError
+from protocols.ids import Epoch, PeerId
+from protocols.manifest import Manifest
+from swarm.optim.gradient_rule import GradientRule, LearningRate
+from swarm.optim.master import MasterParams
+from swarm.optim.meter import Meter
+from swarm.optim.state import StateMismatch, restore_state, state_meta, state_tensors
+
+log = logging.getLogger(__name__)
+
+
+class StepStatus(StrEnum):
+    """What a call of `step` or `follow` did."""
+
+    ACCUMULATED = "accumulated"
+    """The micro-batch was added; the epoch goes on."""
+    DROPPED = "dropped"
+    """The micro-batch was not finite and was left out."""
+    WAITED = "waited"
+    """A helper was not needed."""
+    APPLIED = "applied"
+    """The epoch closed: one step with the swarm's average."""
+    ALONE = "alone"
+    """The epoch closed: one step with this member's own gradient, nobody else was there."""
+    SKIPPED = "skipped"
+    """The epoch closed without a step: the swarm's average was not finite."""
+    ABORTED = "aborted"
+    """The round failed; what was accumulated is kept for the next."""
+    CAUGHT_UP = "caught_up"
+    """This member was behind: it took over the swarm's state and dropped what it had accumulated."""
+    BEHIND = "behind"
+    """This member is behind and could not fetch the state yet."""
+
+    @property
+    def closed_epoch(self) -> bool:
+        """Whether this member now holds a newer state that it computed itself."""
+        return self in (StepStatus.APPLIED, StepStatus.ALONE, StepStatus.SKIPPED)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What happened.
+
+    Args:
+        status: see `StepStatus`.
+        epoch: updates applied to the state held now.
+        samples: accumulated now, towards the next update.
+        weight: samples of the whole swarm in the update, if one was made.
+        contributors: whose, if known.
+        lost_samples: accumulated samples that had to be dropped.
+        reason: one sentence where something went wrong.
+    """
+
+    status: StepStatus
+    epoch: Epoch
+    samples: int
+    weight: float = 0.0
+    contributors: tuple[PeerId, ...] = ()
+    lost_samples: int = 0
+    reason: str = ""
+
+
+class CollaborativeOptimizer:
+    """Wraps any `torch.optim` optimizer so that a swarm steps it together, by the gradient rule (`swarm.optim.gradient_rule`).
+
+    Not thread-safe: use it in the thread that trains. The optimizer must not be stepped by anybody else from now on.
+
+    Args:
+        model: the model; its parameters must be the same on every member at epoch 0 (seed them alike) or be fetched.
+        optimizer: over the model's parameters; its state moves with the swarm.
+        peer: this member, `peers.bridge.PeerHandle` or `peers.local.LocalPeer`.
+        target_batch_samples: samples of the whole swarm that close an epoch, as in the run's spec.
+        learning_rate: of the step that closes an epoch, by its number; None keeps the optimizer's.
+        grad_clip_norm: largest 2-norm of the averaged gradient; None for no limit.
+        clock: monotonic seconds, for the speed that is reported.
+
+    Raises:
+        ConfigError: an optimizer that cannot be stepped the same way everywhere, or that does not belong to the model.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        peer: TrainingPeer,
+        target_batch_samples: int,
+        learning_rate: LearningRate | None = None,
+        grad_clip_norm: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if target_batch_samples < 1:
+            raise ConfigError(f"target_batch_samples must be at least 1, not {target_batch_samples}")
+        self._masters = MasterParams(model, optimizer)
+        self._rule = GradientRule(self._masters, optimizer, learning_rate=learning_rate, grad_clip_norm=grad_clip_norm)
+        self._optimizer = optimizer
+        self._peer = peer
+        self._target_samples = target_batch_samples
+        self._meter = Meter(clock)
+        self._epoch = Epoch(0)
+        self._accepted_samples = 0
+        self._manifest: Manifest | None = None
+        self._started = False
+
+    @property
+    def epoch(self) -> Epoch:
+        """Updates applied to the state held."""
+        return self._epoch
+
+    @property
+    def accepted_samples(self) -> int:
+        """Samples of the whole swarm that went into the state held."""
+        return self._accepted_samples
+
+    @property
+    def samples(self) -> int:
+        """Samples accumulated since the last update."""
+        return self._rule.samples
+
+    @property
+    def dropped_batches(self) -> int:
+        """Micro-batches left out since the beginning because they were not finite."""
+        return self._rule.dropped_batches
+
+    @property
+    def layout_digest(self) -> bytes:
+        """32 bytes that name the order and shapes of the vectors averaged."""
+        return self._rule.layout.digest
+
+    @property
+    def size_elems(self) -> int:
+        """D: elements of the vectors averaged."""
+        return self._rule.layout.size_elems
+
+    @property
+    def state_hash(self) -> bytes:
+        """32 bytes that name the state held: parameters, optimizer, epoch, accepted samples."""
+        return self._described().root
+
+    def synchronise(self) -> StepOutcome | None:
+        """Take over the swarm's state if it is ahead; the first time, announce the state held. `step` and `follow` begin with this.
+
+        Returns:
+            CAUGHT_UP or BEHIND, or None if the state held is current.
+
+        Raises:
+            PeerStopped: leave the training loop.
+            ConfigError: the run's target differs from ours.
+            RemoteProtocolError: the swarm's state does not fit this model.
+        """
+        self._check_running()
+        view = self._peer.view()
+        if view.target_samples not in (0, self._target_samples):
+            raise ConfigError(
+                f"the run closes an epoch at {view.target_samples} samples, not {self._target_samples}: correct target_batch_samples"
+            )
+        if view.behind:
+            return self._catch_up()
+        if not self._started:
+            self._started = True
+            self._announce()
+        return None
+
+    def step(self, samples: int, loss: float | None = None, *, summed: bool = False) -> StepOutcome:
+        """Take in the gradients of one micro-batch; close the epoch if the swarm calls for it.
+
+        Args:
+            samples: of the micro-batch; each parameter's `.grad` holds the mean over them and is cleared by this call.
+            loss: mean over them, for reporting; a micro-batch whose loss is not finite is left out.
+            summed: `.grad` holds the sum over the samples, as after several calls of `backward` on sums.
+
+        Raises:
+            ConfigError: `samples` is below 1.
+            PeerStopped: leave the training loop.
+            RemoteProtocolError: the swarm's state does not fit this model.
+        """
+        if samples < 1:
+            raise ConfigError(f"a micro-batch has at least one sample, not {samples}")
+        behind = self.synchronise()
+        if behind is not None:
+            self.zero_grad()  # computed from a state that is no longer held
+            return behind
+        accepted = loss is None or math.isfinite(loss)
+        if accepted:
+            accepted = self._rule.add(samples, summed=summed)
+        else:
+            self._rule.drop()
+        if not accepted:
+            log.warning("micro-batch dropped, its gradient is not finite: epoch=%d dropped=%d", self._epoch, self.dropped_batches)
+        self._meter.add(samples, loss if accepted else None)
+        self._report("training")
+        return self._serve_swarm() or self._outcome(StepStatus.ACCUMULATED if accepted else StepStatus.DROPPED)
+
+    def follow(self, timeout_s: float = 1.0) -> StepOutcome:
+        """For a helper, which computes nothing: wait for the swarm's next call and take part with weight 0.
+
+        Args:
+            timeout_s: longest wait.
+
+        Raises:
+            PeerStopped: leave the loop.
+            RemoteProtocolError: the swarm's state does not fit this model.
+        """
+        behind = self.synchronise()
+        if behind is not None:
+            return behind
+        self._report("training")
+        self._peer.wait_for_call(timeout_s)
+        return self.synchronise() or self._serve_swarm() or self._outcome(StepStatus.WAITED)
+
+    def zero_grad(self) -> None:
+        """Drop the gradients on the model. `step` does this by itself."""
+        self._masters.clear_gradients()
+
+    def snapshot(self) -> StateSnapshot:
+        """A copy of the state held."""
+        return StateSnapshot.copy_of(self._described(), state_tensors(self._masters, self._optimizer))
+
+    def load_snapshot(self, snapshot: StateSnapshot) -> int:
+        """Take over a state and drop what was accumulated; nothing changes if it does not fit.
+
+        Returns:
+            Accumulated samples that were dropped.
+
+        Raises:
+            StateMismatch: it does not belong to this model and optimizer.
+        """
+        restore_state(self._masters, self._optimizer, self._rule.name, snapshot)
+        lost_samples = self._rule.samples
+        self._rule.reset()
+        self._masters.clear_gradients()
+        self._meter.new_epoch()
+        self._epoch = Epoch(snapshot.manifest.epoch)
+        self._accepted_samples = snapshot.manifest.accepted_samples
+        self._manifest = None
+        if self._started:
+            self._announce()
+        return lost_samples
+
+    def state_dict(self) -> dict[str, object]:
+        """The state as a dictionary of plain values and tensors (copies), for `torch.save`."""
+        manifest = self._described()
+        tensors = {name: tensor.clone() for name, tensor in state_tensors(self._masters, self._optimizer)}
+        return {"epoch": manifest.epoch, "accepted_samples": manifest.accepted_samples, "meta": manifest.meta, "tensors": tensors}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            StateMismatch: it does not belong to this model and optimizer.
+        """
+        epoch, accepted, meta, tensors = (state.get(key) for key in ("epoch", "accepted_samples", "meta", "tensors"))
+        if not (isinstance(epoch, int) and isinstance(accepted, int) and isinstance(meta, dict) and isinstance(tensors, dict)):
+            raise StateMismatch("this is not a state of a CollaborativeOptimizer")
+        self.load_snapshot(StateSnapshot.of(tensors.items(), epoch=epoch, accepted_samples=accepted, meta=meta))
+
+    def _serve_swarm(self) -> StepOutcome | None:
+        """Do what the swarm asks for, if anything."""
+        if self._peer.snapshot_wanted():
+            self._peer.publish_snapshot(self.snapshot())
+        if self._peer.epoch_closing():
+            return self._close_epoch()
+        return None
+
+    def _close_epoch(self) -> StepOutcome:
+        """Average with the others and apply the result."""
+        self._report("averaging")
+        outcome = self._peer.average(self._rule.contribution(self._epoch, self.state_hash))
+        self._meter.resume()
+        if outcome.epoch != self._epoch:
+            raise LocalProtocolError(f"a round closed epoch {outcome.epoch} while the trainer is in {self._epoch}")
+        match outcome.status:
+            case RoundStatus.APPLIED | RoundStatus.ALONE:
+                return self._apply(outcome)
+            case RoundStatus.BEHIND:
+                return self._catch_up()
+            case RoundStatus.ABORTED:
+                log.warning("round aborted: epoch=%d kept_samples=%d reason=%s", self._epoch, self._rule.samples, outcome.reason)
+                self._report("training")
+                return self._outcome(StepStatus.ABORTED, reason=outcome.reason)
+
+    def _apply(self, outcome: RoundOutcome) -> StepOutcome:
+        vector = outcome.vector
+        if vector is None or vector.dtype != torch.float32 or vector.shape != (self.size_elems,) or not outcome.weight > 0:
+            raise LocalProtocolError("a round ended well but brought no usable vector")
+        stepped = self._rule.apply(vector, self._epoch)
+        self._epoch = Epoch(self._epoch + 1)
+        self._accepted_samples += round(outcome.weight)
+        self._manifest = None
+        self._announce()
+        self._meter.new_epoch()
+        self._meter.resume()
+        if not stepped:
+            log.warning("averaged gradient is not finite, no step taken: epoch=%d", self._epoch)
+            return self._outcome(StepStatus.SKIPPED, outcome, "the swarm's average was not finite")
+        return self._outcome(StepStatus.APPLIED if outcome.status is RoundStatus.APPLIED else StepStatus.ALONE, outcome)
+
+    def _catch_up(self) -> StepOutcome:
+        """Take over the swarm's state; what was accumulated belongs to an old one and is dropped."""
+        self._report("syncing")
+        if self._started and self._peer.view().epoch == self._epoch:
+            self._peer.publish_snapshot(self.snapshot())  # same epoch, other bytes: only the pieces that differ need to be fetched
+        old_epoch = self._epoch
+        try:
+            snapshot = self._peer.fetch_state()
+            self._started = True
+            lost_samples = self.load_snapshot(snapshot)
+        except RoundError as error:
+            log.warning("could not fetch the swarm's state: epoch=%d reason=%s", self._epoch, error)
+            return self._outcome(StepStatus.BEHIND, reason=str(error))
+        except StateMismatch as error:
+            raise RemoteProtocolError(None, f"the swarm's state does not fit this model: {error}") from error
+        finally:
+            self._meter.resume()
+        log.info("caught up: epoch=%d was=%d lost_samples=%d", self._epoch, old_epoch, lost_samples)
+        return StepOutcome(StepStatus.CAUGHT_UP, self._epoch, 0, lost_samples=lost_samples, reason="the swarm was ahead")
+
+    def _described(self) -> Manifest:
+        if self._manifest is None:
+            self._manifest = Manifest.build(
+                state_tensors(self._masters, self._optimizer),
+                epoch=self._epoch,
+                accepted_samples=self._accepted_samples,
+                meta=state_meta(self._masters, self._optimizer, self._rule.name),
+            )
+        return self._manifest
+
+    def _announce(self) -> None:
+        self._peer.announce_epoch(self._epoch, self.state_hash, self._accepted_samples)
+        self._report("training")
+
+    def _report(self, phase: str) -> None:
+        self._peer.report(self._rule.samples, self._meter.samples_per_s, self._meter.loss, phase)
+
+    def _check_running(self) -> None:
+        if self._peer.stopping():
+            raise PeerStopped("the peer is stopping")
+
+    def _outcome(self, status: StepStatus, outcome: RoundOutcome | None = None, reason: str = "") -> StepOutcome:
+        weight, contributors = (outcome.weight, outcome.contributors) if outcome else (0.0, ())
+        return StepOutcome(status, self._epoch, self._rule.samples, weight, contributors, reason=reason)

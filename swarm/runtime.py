@@ -1,0 +1,244 @@
+"""One peer process, put together: identity and lock, network thread, model and data, trainer; and what signals do.
+
+Read `_run_peer`: it goes from the lock on the state directory to the last checkpoint, in order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, TypeVar
+
+from peers.bridge import PeerHandle
+from peers.clock import SystemClock
+from peers.identity import Identity, state_dir_lock
+from peers.training_peer import PeerStopped
+from protocols.errors import ExitCode
+from protocols.ids import Epoch
+from protocols.issuing import Issuer
+from protocols.runspec import RunSpec, SignedRunSpec, learning_rate
+from swarm.config import PeerConfig
+from swarm.membership import AuthorityEntrance, VolunteerEntrance
+from swarm.models.imports import import_libraries
+from swarm.monitoring.reporter import Describes, Measured, StatusReporter
+from swarm.monitoring.status import EpochHash
+from swarm.network import Entrance, NetworkThread, Online
+
+if TYPE_CHECKING:
+    from swarm.data.dataset import Dataset
+    import torch
+
+    from swarm.optim.collaborative import CollaborativeOptimizer, StepOutcome
+    from swarm.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+LEAVE_WITHIN_S = 4.5
+"""From the first Ctrl-C to the end of the process, whatever the trainer is doing."""
+
+EVALUATE_EVERY_EPOCHS = {"helper": 5, "trainer": 25, "client": 25}
+"""A helper has time to spare; trainers measure so that the curve goes on without it."""
+
+T = TypeVar("T")
+
+
+def run_volunteer(config: PeerConfig, link: str) -> None:
+    """Join a run by an invite and train until it ends or a signal comes.
+
+    Raises:
+        UserError: whatever the person at this machine can mend.
+    """
+    clock = SystemClock()
+    _run_peer(config, lambda: VolunteerEntrance(link, config.state_dir, clock), lambda online: None)
+
+
+def run_coordinator(
+    config: PeerConfig, signed: SignedRunSpec, authority: Issuer, *, train: bool, invite_sink: Callable[[str], None]
+) -> None:
+    """Found a run, or go on with it, and help (or train) until it ends or a signal comes.
+
+    Args:
+        config: ours.
+        signed, authority: of the run.
+        train: compute too.
+        invite_sink: called once with an invite when others can join.
+
+    Raises:
+        UserError: whatever the person at this machine can mend.
+    """
+    if not train:
+        config = config.model_copy(update={"role": "helper"})
+    entrance = AuthorityEntrance(signed, authority, config.state_dir, SystemClock(), invite_sink)
+    _run_peer(config, lambda: entrance, lambda online: invite_sink(entrance.invite(online.libp2p_addresses)))
+
+
+def _run_peer(config: PeerConfig, make_entrance: Callable[[], Entrance], on_online: Callable[[Online], None]) -> None:
+    with state_dir_lock(config.state_dir):
+        identity = Identity.load_or_create(config.state_dir)
+        handle = PeerHandle()
+        network = NetworkThread(config, identity, make_entrance(), handle)
+        with _signals_stop(network):
+            network.start()
+            try:
+                with _at_low_priority(config.niceness):
+                    import_libraries()
+                    signed = _result(network.membership, handle)
+                    measured = Measured()
+                    trainer = _make_trainer(config, signed.spec, identity, handle, measured)
+                    online = _result(network.online, handle)
+                    on_online(online)
+                    spec = signed.spec
+                    about = Describes(
+                        spec.run.name, str(signed.run_id), identity.peer, config.role, online.libp2p_addresses, online.data_address
+                    )
+                    reporter = StatusReporter(config.status_path, about, handle, measured)
+                    reporter.start()
+                    try:
+                        trainer.run()
+                    finally:
+                        reporter.stop()
+            except PeerStopped:
+                log.info("stopped")
+            finally:
+                network.stop(LEAVE_WITHIN_S)
+        if network.ended.done():
+            network.ended.result()
+
+
+def _result(future: Future[T], handle: PeerHandle) -> T:
+    """Wait for the network thread in small steps: a signal handler only runs between them."""
+    while True:
+        try:
+            return future.result(timeout=0.2)
+        except TimeoutError:
+            if handle.stopping() and not future.done():
+                raise PeerStopped("the peer is stopping") from None
+
+
+def _make_trainer(config: PeerConfig, spec: RunSpec, identity: Identity, handle: PeerHandle, measured: Measured) -> Trainer:
+    """Model, data and optimizer of the run, on our device."""
+    import torch
+
+    from swarm.checkpoint.store import CheckpointStore
+    from swarm.models.build import build_model
+    from swarm.optim.collaborative import CollaborativeOptimizer
+    from swarm.runfile import open_dataset
+    from swarm.training.probe import choose_device, probe_micro_batch
+    from swarm.training.trainer import EpochAction, Trainer, TrainerSettings
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    helper = config.role == "helper"
+    device = choose_device("cpu" if helper else config.device)
+    dataset = open_dataset(spec, Path.cwd())
+    model = build_model(spec.model.model_dump(exclude_none=True), spec.run.seed).to(device)
+    optimizer = CollaborativeOptimizer(
+        model,
+        make_optimizer(spec, model),
+        peer=handle,
+        target_batch_samples=spec.optimizer.target_batch_samples,
+        learning_rate=lambda epoch: learning_rate(spec, Epoch(epoch)),
+        grad_clip_norm=spec.optimizer.grad_clip_norm,
+    )
+    micro_batch = config.micro_batch_samples or (1 if helper else probe_micro_batch(model, spec.data.sequence_length).micro_batch_samples)
+    limits = [limit for limit in (config.max_epochs, spec.schedule.total_epochs) if limit]
+    settings = TrainerSettings(
+        identity.peer,
+        spec.run.seed,
+        max(1, min(micro_batch, spec.optimizer.target_batch_samples // 4)),
+        helper=helper,
+        checkpoint_every_epochs=config.checkpoint_every_epochs,
+        max_epochs=min(limits),
+    )
+    evaluate = _evaluation(model, dataset, measured)
+    remember = _remembering(optimizer, measured)
+    evaluate(None)
+    actions = (EpochAction(1, remember), EpochAction(EVALUATE_EVERY_EPOCHS[config.role], evaluate))
+    store = CheckpointStore(config.checkpoints_dir, config.checkpoints_kept)
+    return Trainer(model, optimizer, handle, dataset, store, settings, actions)
+
+
+def make_optimizer(spec: RunSpec, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The torch optimizer that a spec names, over a model's parameters."""
+    import torch
+
+    section = spec.optimizer
+    parameters = model.parameters()
+    if section.name == "sgd":
+        return torch.optim.SGD(parameters, lr=section.learning_rate, momentum=section.momentum, weight_decay=section.weight_decay)
+    kind = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=section.learning_rate, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay)
+
+
+def _evaluation(model: torch.nn.Module, dataset: Dataset, measured: Measured) -> Callable[[StepOutcome | None], None]:
+    from swarm.training.evaluation import held_out_loss
+
+    def evaluate(outcome: StepOutcome | None) -> None:
+        measured.eval_loss = held_out_loss(model, dataset)
+        log.info("held-out loss: epoch=%d loss=%.4f", outcome.epoch if outcome else 0, measured.eval_loss)
+
+    return evaluate
+
+
+def _remembering(optimizer: CollaborativeOptimizer, measured: Measured) -> Callable[[StepOutcome], None]:
+    def remember(outcome: StepOutcome) -> None:
+        measured.hashes.append(EpochHash(outcome.epoch, optimizer.state_hash.hex()))
+        measured.last_error = outcome.reason
+
+    return remember
+
+
+@contextmanager
+def _signals_stop(network: NetworkThread) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM leaves cleanly, within `LEAVE_WITHIN_S` whatever the trainer is doing; the second ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            os._exit(ExitCode.INTERRUPTED)
+        network.request_stop()
+        watchdog = threading.Timer(LEAVE_WITHIN_S, _end_process, [network])
+        watchdog.daemon = True
+        watchdog.start()
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if seen:
+        raise KeyboardInterrupt
+
+
+def _end_process(network: NetworkThread) -> None:
+    """The trainer did not come to its senses in time; the network side has cleaned up by itself."""
+    log.warning("the trainer is still busy: leaving without its last checkpoint")
+    network.stop(0.3)
+    os._exit(ExitCode.INTERRUPTED)
+
+
+@contextmanager
+def _at_low_priority(niceness: int) -> Iterator[None]:
+    """Lower this thread's priority (Linux: of the thread alone), so that the network thread and the rest of the machine go first."""
+    own_thread = threading.get_native_id()
+    before = os.getpriority(os.PRIO_PROCESS, own_thread)
+    os.setpriority(os.PRIO_PROCESS, own_thread, max(before, niceness))
+    try:
+        yield
+    finally:
+        try:
+            os.setpriority(os.PRIO_PROCESS, own_thread, before)
+        except PermissionError:
+            log.debug("priority stays lowered")

@@ -1,0 +1,173 @@
+"""The training loop of one member, in the order in which things happen. Runs in the thread that owns the model.
+
+Letters: B samples in a micro-batch, T tokens in a window.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from peers.training_peer import PeerStopped, TrainingPeer
+from protocols.errors import StateDirError
+from protocols.ids import Epoch, PeerId
+from swarm.checkpoint.store import CheckpointStore
+from swarm.data.assignment import window_offsets
+from swarm.data.dataset import Dataset
+from swarm.optim.collaborative import CollaborativeOptimizer, StepOutcome, StepStatus
+from swarm.optim.state import StateMismatch
+from swarm.training.gradients import accumulate_gradients
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSettings:
+    """How one member trains.
+
+    Args:
+        member: whose samples are drawn; this member.
+        run_seed: of the run; with epoch and member it decides which samples those are.
+        micro_batch_samples: B, at least 1.
+        helper: take part in rounds without computing.
+        checkpoint_every_epochs: epochs between checkpoints, at least 1.
+        max_epochs: stop at this epoch; None trains until the peer stops.
+        retry_s: pause before another try to fetch a state that nobody could give.
+    """
+
+    member: PeerId
+    run_seed: int
+    micro_batch_samples: int
+    helper: bool = False
+    checkpoint_every_epochs: int = 10
+    max_epochs: int | None = None
+    retry_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EpochAction:
+    """Something to do when the state has changed, such as measuring the held-out loss.
+
+    Args:
+        every_epochs: do it when the epoch is a multiple of this, or has jumped over one.
+        run: receives what made the state change.
+    """
+
+    every_epochs: int
+    run: Callable[[StepOutcome], None]
+
+
+class Trainer:
+    """Computes on this member's samples and steps the collaborative optimizer until the run or the peer ends.
+
+    Args:
+        model: on the device that computes.
+        optimizer: wraps the model and its optimizer.
+        peer: this member.
+        dataset: where samples come from; unused by a helper.
+        store: checkpoints of this member.
+        settings: see `TrainerSettings`.
+        actions: done in order after each change of epoch, before the checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: CollaborativeOptimizer,
+        peer: TrainingPeer,
+        dataset: Dataset,
+        store: CheckpointStore,
+        settings: TrainerSettings,
+        actions: Sequence[EpochAction] = (),
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._peer = peer
+        self._dataset = dataset
+        self._store = store
+        self._settings = settings
+        self._actions = (*actions, EpochAction(settings.checkpoint_every_epochs, self._save))
+        self._drawn_samples = 0
+        self._saved_hash = b""
+
+    def run(self) -> Epoch:
+        """Train; returns the epoch reached once the run or the peer has ended, after a last checkpoint.
+
+        Raises:
+            StateDirError: checkpoints belong to another model, or cannot be written.
+            RemoteProtocolError: the swarm's state does not fit this model.
+        """
+        self._load_newest_checkpoint()
+        try:
+            while not self._finished():
+                epoch = self._optimizer.epoch
+                outcome = self._turn()
+                if outcome.status is StepStatus.BEHIND:
+                    self._peer.pause(self._settings.retry_s)
+                if outcome.epoch != epoch:
+                    self._epoch_changed(epoch, outcome)
+        except PeerStopped:
+            log.info("training stops: epoch=%d dropped_samples=%d", self._optimizer.epoch, self._optimizer.samples)
+        self._save_last()
+        return self._optimizer.epoch
+
+    def _turn(self) -> StepOutcome:
+        """One micro-batch, or for a helper one wait."""
+        if self._settings.helper:
+            return self._optimizer.follow()
+        behind = self._optimizer.synchronise()
+        if behind is not None:
+            return behind
+        tokens_BT = self._dataset.sample(self._draw())
+        loss = accumulate_gradients(self._model, tokens_BT)
+        self._drawn_samples += loss.samples
+        return self._optimizer.step(samples=loss.samples, loss=loss.mean, summed=True)
+
+    def _draw(self) -> list[int]:
+        """Offsets of this member's next samples in this epoch; anybody can recompute them."""
+        settings = self._settings
+        indices = range(self._drawn_samples, self._drawn_samples + settings.micro_batch_samples)
+        epoch, key = self._optimizer.epoch, settings.member.public_key
+        return window_offsets(settings.run_seed, epoch, key, indices, self._dataset.positions)
+
+    def _finished(self) -> bool:
+        limit = self._settings.max_epochs
+        return self._peer.stopping() or (limit is not None and self._optimizer.epoch >= limit)
+
+    def _epoch_changed(self, before: Epoch, outcome: StepOutcome) -> None:
+        self._drawn_samples = 0
+        log.info(
+            "epoch: epoch=%d status=%s swarm_samples=%g members=%d",
+            outcome.epoch,
+            outcome.status,
+            outcome.weight,
+            len(outcome.contributors),
+        )
+        for action in self._actions:
+            if outcome.epoch // action.every_epochs != before // action.every_epochs:
+                action.run(outcome)
+
+    def _load_newest_checkpoint(self) -> None:
+        snapshot = self._store.newest()
+        if snapshot is None:
+            return
+        try:
+            self._optimizer.load_snapshot(snapshot)
+        except StateMismatch as error:
+            raise StateDirError(
+                f"the checkpoint of epoch {snapshot.epoch} is of another run, choose another state directory: {error}"
+            ) from error
+        self._saved_hash = snapshot.state_hash
+        log.info("resumed from checkpoint: epoch=%d", snapshot.epoch)
+
+    def _save(self, outcome: StepOutcome) -> None:
+        self._store.save(self._optimizer.snapshot())
+        self._saved_hash = self._optimizer.state_hash
+
+    def _save_last(self) -> None:
+        """Epoch 0 is not worth a checkpoint: every member makes it from the run's seed."""
+        if self._optimizer.epoch > 0 and self._optimizer.state_hash != self._saved_hash:
+            self._store.save(self._optimizer.snapshot())
