@@ -90,9 +90,9 @@ def estimate(
     here = {peer: progress for peer, progress in holders.items() if progress.epoch == epoch}
     i_am_here = bool(own.state_hash) and own.epoch == epoch
     claims = [_claim(progress, now, target_samples, epoch_age_s) for progress in here.values()]
-    samples = math.floor(sum(claims)) + (own.samples if i_am_here else 0)
+    samples = math.floor(math.fsum(claims)) + (own.samples if i_am_here else 0)
     working = [*here.values(), *([own] if i_am_here else [])]
-    samples_per_s = sum(progress.samples_per_s for progress in working)
+    samples_per_s = math.fsum(progress.samples_per_s for progress in working)  # in any order the same
     state_hash, votes = _majority(working)
     return SwarmProgress(
         epoch=epoch,

@@ -98,7 +98,7 @@ def _run_peer(config: PeerConfig, make_entrance: Callable[[], Entrance], on_onli
                     about = Describes(
                         spec.run.name, str(signed.run_id), identity.peer, config.role, online.libp2p_addresses, online.data_address
                     )
-                    reporter = StatusReporter(config.status_path, about, handle, measured)
+                    reporter = StatusReporter(config.status_path, about, handle, measured, lambda: trainer.samples_total)
                     reporter.start()
                     try:
                         trainer.run()

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,13 +27,11 @@ class Measured:
 
     Args:
         eval_loss: newest held-out loss, nats per token.
-        samples_total: computed since the start.
         hashes: state hash after each of the last epochs.
         last_error: last thing that went wrong.
     """
 
     eval_loss: float | None = None
-    samples_total: int = 0
     hashes: deque[EpochHash] = field(default_factory=lambda: deque(maxlen=HASH_HISTORY))
     last_error: str = ""
 
@@ -57,13 +56,15 @@ class StatusReporter:
         about: what does not change.
         peer: for its view of the swarm.
         measured: what the trainer adds.
+        samples_total: how many samples were computed here since the start.
     """
 
-    def __init__(self, path: Path, about: Describes, peer: TrainingPeer, measured: Measured) -> None:
+    def __init__(self, path: Path, about: Describes, peer: TrainingPeer, measured: Measured, samples_total: Callable[[], int]) -> None:
         self._path = path
         self._about = about
         self._peer = peer
         self._measured = measured
+        self._samples_total = samples_total
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="status", daemon=True)
 
@@ -100,7 +101,7 @@ class StatusReporter:
             state=STOPPED if stopped else own.phase if own else "joining",
             epoch=own.epoch if own else 0,
             samples=own.samples if own else 0,
-            samples_total=self._measured.samples_total,
+            samples_total=self._samples_total(),
             samples_per_s=own.samples_per_s if own else 0.0,
             sent_bytes=own.sent_bytes if own else 0,
             received_bytes=own.received_bytes if own else 0,

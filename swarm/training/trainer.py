@@ -90,6 +90,8 @@ class Trainer:
         self._store = store
         self._settings = settings
         self._actions = (*actions, EpochAction(settings.checkpoint_every_epochs, self._save))
+        self.samples_total = 0
+        """Samples this member has computed since it started."""
         self._drawn_samples = 0
         self._saved_hash = b""
 
@@ -124,6 +126,7 @@ class Trainer:
         tokens_BT = self._dataset.sample(self._draw())
         loss = accumulate_gradients(self._model, tokens_BT)
         self._drawn_samples += loss.samples
+        self.samples_total += loss.samples
         return self._optimizer.step(samples=loss.samples, loss=loss.mean, summed=True)
 
     def _draw(self) -> list[int]:

@@ -215,7 +215,7 @@ def test_a_slow_donor_is_overtaken_at_the_end() -> None:
         started_s = asyncio.get_running_loop().time()
         await swarm.fetch(snapshot().state_hash)
         assert members[0].sent
-        assert asyncio.get_running_loop().time() - started_s < 3  # two pieces from the slow one alone take as long
+        assert asyncio.get_running_loop().time() - started_s < 3.5  # the slow one alone needs 4 s for its two pieces
 
     simulate(members, scenario)
 

@@ -220,6 +220,4 @@ def test_whatever_they_say_the_answer_is_sound(
     assert all(others[donor].state_hash == got.state_hash and others[donor].epoch == got.epoch for donor in got.donors)
     if got.behind:
         assert got.donors or got.epoch > own.epoch
-    assert estimate(ME, own, dict(reversed(others.items())), NOW, TARGET) == replace(
-        got, samples_per_s=got.samples_per_s
-    ) or not math.isclose(got.samples_per_s, 0)
+    assert estimate(ME, own, dict(reversed(list(others.items()))), NOW, TARGET) == got, "the order of records means nothing"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError
-from protocols.ids import Epoch, SwarmTime
+from protocols.ids import Epoch, PeerId, SwarmTime
 from protocols.proto.swarm.v1 import records_pb2 as pb
 from protocols.record_keeping import (
     MAX_RECORD_BYTES,
@@ -123,7 +123,7 @@ def test_every_bit_is_protected(record: SealedRecord) -> None:
     ],
 )
 def test_records_in_the_wrong_place_are_refused(changes: dict[str, object], words: str) -> None:
-    reason = verdict(SEALED_PRESENCE, **changes)
+    reason = verdict(SEALED_PRESENCE, **changes)  # type: ignore[arg-type]
     assert reason is not None
     assert words in reason
 
@@ -219,7 +219,7 @@ def test_absurd_progress_is_refused_although_signed(changes: dict[str, object]) 
 def _change(message: pb.Presence | pb.Progress, changes: dict[str, object]) -> None:
     for name, value in changes.items():
         if isinstance(value, list):
-            message.ClearField(name)  # type: ignore[arg-type]
+            message.ClearField(name)
             getattr(message, name).extend(value)
         else:
             setattr(message, name, value)
@@ -252,11 +252,10 @@ def test_garbage_is_refused_as_garbage(data: bytes) -> None:
 def test_signed_garbage_is_refused_or_sound(payload: bytes, kind: str) -> None:
     value = WORLD.sealer(1).seal(kind, payload, NOW, 10.0)
     try:
-        read = READER.presence(value, NOW) if kind == "presence" else READER.progress(value, NOW)
+        found: PeerId | None = (READER.presence(value, NOW) if kind == "presence" else READER.progress(value, NOW)).peer
     except RemoteProtocolError as error:
-        assert error.peer == identity(1).peer
-    else:
-        assert read.peer == identity(1).peer
+        found = error.peer
+    assert found == identity(1).peer
 
 
 @given(st.text(max_size=80), st.text(max_size=60))

@@ -93,7 +93,7 @@ def test_settings_from_a_dictionary_are_judged_like_a_file() -> None:
 
 def test_a_spec_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        spec().run.seed = 3  # type: ignore[misc]
+        spec().run.seed = 3
 
 
 def test_canonical_bytes_do_not_depend_on_how_it_was_written() -> None:
