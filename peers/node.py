@@ -79,7 +79,14 @@ class Node:
     """
 
     def __init__(
-        self, settings: NodeSettings, sealer: Sealer, identity: Identity, transport: Transport, store: RecordStore, handle: PeerHandle, clock: Clock
+        self,
+        settings: NodeSettings,
+        sealer: Sealer,
+        identity: Identity,
+        transport: Transport,
+        store: RecordStore,
+        handle: PeerHandle,
+        clock: Clock,
     ) -> None:
         self._settings = settings
         self._sealer = sealer
@@ -124,7 +131,7 @@ class Node:
                     await self._say_goodbye()
                     for task in background:
                         task.cancel()
-                raise _Finished  # whatever rounds are still under way end with us
+                raise _Finished  # rounds still under way end with us
         except* _Finished:
             log.info("node has left: peer=%s", self._me.short)
         finally:
@@ -149,7 +156,9 @@ class Node:
         """Presence: once at the start, then again before it expires."""
         while True:
             now = self._clock.now()
-            presence = dataclasses.replace(self._settings.presence, address=self.address if self._settings.presence.role != "client" else "")
+            presence = dataclasses.replace(
+                self._settings.presence, address=self.address if self._settings.presence.role != "client" else ""
+            )
             await self._store_record(seal_presence(presence, self._sealer, now))
             await asyncio.sleep(PRESENCE_EVERY_S)
 
@@ -196,7 +205,12 @@ class Node:
         """Close the epoch as soon as the swarm has gathered its target."""
         while True:
             swarm = self._estimate()
-            if self._held.state_hash and swarm.epoch == self._held.epoch and not swarm.behind and swarm.samples >= self._settings.target_samples:
+            if (
+                self._held.state_hash
+                and swarm.epoch == self._held.epoch
+                and not swarm.behind
+                and swarm.samples >= self._settings.target_samples
+            ):
                 self._handle.close_epoch(self._held.epoch)
             await asyncio.sleep(LOOK_EVERY_S)
 
@@ -293,7 +307,13 @@ class Node:
             self._show()
             raise RoundError("no member that holds the swarm's state can be reached")
         log.info("fetching the state: epoch=%d donors=%d", swarm.epoch, len(donors))
-        return await fetch_state(self._transport, donors, swarm.state_hash, own=self._states.newest, on_drop=self._drop_donor)
+        own = self._states.newest
+        try:
+            return await fetch_state(self._transport, donors, swarm.state_hash, own=own, on_drop=self._drop_donor)
+        except RoundError as error:
+            # Records are a second old, and short epochs are over by then: take what most of these donors hold by now.
+            log.info("that state is gone, asking for the newest: %s", error)
+            return await fetch_state(self._transport, donors, None, own=own, on_drop=self._drop_donor)
 
     def _drop_donor(self, error: Exception) -> None:
         log.info("a donor was dropped: %s", error)

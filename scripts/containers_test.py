@@ -19,6 +19,10 @@ from scripts.containers.swarm import KILLED, SERVICES, ContainerSwarm, Glance, s
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 POLL_S = 3.0
+LEAVE_WITHIN_S = 5.0
+LEFT_CLEANLY = (0, 130)
+"""Exit codes of a peer that a signal ended and that cleaned up."""
+
 PODMAN_SETTINGS = """\
 # runc and cgroupfs work with every cgroup layout; the limits are below what a restricted machine allows.
 [containers]
@@ -105,36 +109,47 @@ def train_on(swarm: ContainerSwarm, services: Sequence[str], start: int, epochs:
 
 
 def drive(swarm: ContainerSwarm, options: argparse.Namespace) -> None:
-    """Train, kill one, train on.
+    """Train, kill one, train on, stop the others.
 
     Raises:
         ContainerTestError: something did not happen that must.
     """
-    say(f"4/7 starting {', '.join(SERVICES)} on one network")
+    say(f"4/8 starting {', '.join(SERVICES)} on one network")
     swarm.up()
     everybody = len(SERVICES)
     glances = wait_until(swarm, SERVICES, "sight of each other", lambda glance: glance.members >= everybody, options.timeout_s)
     start = max(glance.epoch for glance in glances.values())
-    say(f"5/7 all three see each other at epoch {start}; waiting for {options.epochs} epochs together")
+    say(f"5/8 all three see each other at epoch {start}; waiting for {options.epochs} epochs together")
     reached = train_on(swarm, SERVICES, start, options.epochs, options.timeout_s)
     if ill := [service for service in SERVICES if not swarm.healthy(service)]:
         raise ContainerTestError(f"The health check of the image fails in {', '.join(ill)}.")
     say("   health check passes in all three")
+    if diagnosis := swarm.diagnosis(options.kill):
+        raise ContainerTestError(f"`swarm-peer doctor` finds {options.kill} unhealthy:\n{diagnosis}")
+    say(f"   doctor finds {options.kill} healthy, seen from outside by another libp2p implementation")
 
     swarm.kill(options.kill)
     survivors = [service for service in SERVICES if service != options.kill]
     reached = max(reached, *(swarm.glance(service).epoch for service in survivors))
-    say(f"6/7 killed {options.kill} with SIGKILL at epoch {reached}; waiting for {options.more_epochs} more epochs of the others")
+    say(f"6/8 killed {options.kill} with SIGKILL at epoch {reached}; waiting for {options.more_epochs} more epochs of the others")
     train_on(swarm, survivors, reached, options.more_epochs, options.timeout_s)
     if swarm.running(options.kill) or swarm.exit_code(options.kill) != KILLED:
         raise ContainerTestError(f"{options.kill} was to stay dead and did not.")
+
+    say(f"7/8 stopping {' and '.join(survivors)}")
+    for service, number in zip(survivors, (signal.SIGINT, signal.SIGTERM), strict=True):
+        took_s = swarm.end(service, number)
+        code = swarm.exit_code(service)
+        say(f"   {service} ended {took_s:.1f} s after {number.name} with exit code {code}")
+        if took_s > LEAVE_WITHIN_S or code not in LEFT_CLEANLY:
+            raise ContainerTestError(f"{service} was to leave by itself within {LEAVE_WITHIN_S:.0f} s of {number.name}.")
 
 
 def take_down(swarm: ContainerSwarm) -> list[str]:
     """Remove everything, undisturbed by further Ctrl-C."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    say("7/7 taking everything down")
+    say("8/8 taking everything down")
     return swarm.down()
 
 
@@ -144,7 +159,7 @@ def run(options: argparse.Namespace, work: Path) -> None:
     Raises:
         ContainerTestError: a step failed.
     """
-    say("1/7 checking this machine")
+    say("1/8 checking this machine")
     check_machine()
     (work / "containers.conf").write_text(PODMAN_SETTINGS, encoding="utf-8")
     settings = [f"CONTAINERS_CONF={work / 'containers.conf'}"]
@@ -153,7 +168,7 @@ def run(options: argparse.Namespace, work: Path) -> None:
     commands = Commands(tuple(settings))
 
     base = options.base_image or image.LOCAL_BASE
-    say(f"2/7 base image {base}")
+    say(f"2/8 base image {base}")
     if not options.base_image and not image.exists(commands, base):
         say("   not there yet: bootstrapping one from the distribution's packages (about a minute)")
         image.make_base(commands, work)
@@ -161,7 +176,7 @@ def run(options: argparse.Namespace, work: Path) -> None:
     log = REPOSITORY / "build" / "containers_test.log"
     log.parent.mkdir(exist_ok=True)
     name = f"localhost/swarm-peer:{options.torch}"
-    say(f"3/7 building {name} (minutes when the dependencies changed); output in {log.relative_to(REPOSITORY)}")
+    say(f"3/8 building {name} (minutes when the dependencies changed); output in {log.relative_to(REPOSITORY)}")
     image.build(commands, REPOSITORY, work, base=base, torch=options.torch, name=name, log=log)
     say("   built, " + commands.run("podman", "image", "inspect", "--format", "{{.Size}}", name).strip() + " bytes")
 

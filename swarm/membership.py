@@ -85,10 +85,15 @@ class VolunteerEntrance:
         invite = dataclasses.replace(self._invite, addresses=addresses)
         document, credentials = await join_run(node.call, invite, identity, self._state_dir, self._clock)
         if document.signed_spec.run_id != self._invite.run:
-            raise NetworkSetupError("The members at the invite's addresses belong to another run: ask for a new invite.", ExitCode.WRONG_RUN)
+            raise NetworkSetupError(
+                "The members at the invite's addresses belong to another run: ask for a new invite.", ExitCode.WRONG_RUN
+            )
         save_spec(self._state_dir, document.signed_spec)
         await node.serve(SPEC_CALL, spec_handler(document.signed_spec, document.run_ca, self._clock))
         return Membership(document.signed_spec, credentials, addresses)
+
+    def now_online(self, addresses: tuple[str, ...]) -> None:
+        """Nothing to do: others read our presence."""
 
 
 class AuthorityEntrance:
@@ -106,7 +111,7 @@ class AuthorityEntrance:
         self._authority = authority
         self._state_dir = state_dir
         self._clock = clock
-        self.invite_sink = invite_sink
+        self._invite_sink = invite_sink
 
     async def enter(self, node: Libp2pNode, identity: Identity) -> Membership:
         """Certify ourselves and open the desk."""
@@ -140,12 +145,11 @@ class AuthorityEntrance:
         chain = issue_member_certificate(self._authority, key, signed.run_id, serial, begins, ends)
         return MemberCredentials.verified(signed.run_id, signed.authority_key, tls_key, chain, self._authority.certificate)
 
-    def invite(self, addresses: tuple[str, ...]) -> str:
-        """A link to hand out."""
+    def now_online(self, addresses: tuple[str, ...]) -> None:
+        """Make an invite and hand it out."""
         uses = 0 if self._signed.spec.admission.mode == "open" else INVITE_USES
-        return new_invite(
-            self._signed, self._authority, addresses, now=self._clock.now(), lifetime_s=INVITE_LIFETIME_S, max_uses=uses
-        )
+        now = self._clock.now()
+        self._invite_sink(new_invite(self._signed, self._authority, addresses, now=now, lifetime_s=INVITE_LIFETIME_S, max_uses=uses))
 
 
 def remembered_addresses(state_dir: Path) -> tuple[str, ...]:

@@ -57,6 +57,9 @@ class Entrance(Protocol):
     async def enter(self, node: Libp2pNode, identity: Identity) -> Membership:
         """Get the run's spec and our credentials, and serve both to others."""
 
+    def now_online(self, addresses: tuple[str, ...]) -> None:
+        """Called once others can reach us, with our libp2p addresses."""
+
 
 @dataclass(frozen=True, slots=True)
 class Online:
@@ -107,6 +110,15 @@ class NetworkThread:
         self.request_stop()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def leave(self, timeout_s: float) -> None:
+        """As `stop`, and say why, if it was the network that failed.
+
+        Raises:
+            UserError: what ended the network side.
+        """
+        if self.stop(timeout_s):
+            self.ended.result()
 
     def request_stop(self) -> None:
         """Begin to leave. Before the node is up that means: cancel."""
@@ -203,7 +215,9 @@ class NetworkThread:
         return Libp2pOptions(listen=() if self._config.role == "client" else (listen,), announce=public)
 
     def _now_online(self, libp2p: Libp2pNode, address: str) -> None:
-        self.online.set_result(Online(tuple(libp2p.addresses()), "" if self._config.role == "client" else address))
+        online = Online(tuple(libp2p.addresses()), "" if self._config.role == "client" else address)
+        self.online.set_result(online)
+        self._entrance.now_online(online.libp2p_addresses)
 
     async def _remember(self, node: Node) -> None:
         """Keep the addresses of members on disk, so that we find them again when the invite's are gone."""
@@ -225,7 +239,7 @@ def own_host(listen: str) -> str:
     find that out.
     """
     host, _ = split_host_port(listen)
-    if host not in ("0.0.0.0", "::"):  # noqa: S104  compared, not bound
+    if host not in ("0.0.0.0", "::"):
         return host
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # a documentation address (RFC 5737): only the routing table is asked

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from peers.identity import Identity
 from peers.private_files import PUBLIC_MODE, make_private_dir, read_bounded, write_atomic
+from protocols.admission import MEMBER_LIFETIME_S
 from protocols.certificate_chain import MAX_CERTIFICATE_BYTES, ders_from_pem, pem_from_der
 from protocols.errors import ConfigError, ExitCode, RemoteProtocolError, StateDirError
 from protocols.ids import SwarmTime
@@ -209,7 +210,9 @@ def new_invite(
         delegate = Ed25519PrivateKey.generate()
         public_key = delegate.public_key().public_bytes_raw()
         begins = SwarmTime(now - _CLOCK_SLACK_S)
-        certificate = issue_delegate(authority, public_key, serial_for(signed.run_id.digest, public_key), begins, expires_at)
+        # Members certify themselves with this key, and no certificate outlives its issuer's: it must outlast the invite by a membership.
+        ends = SwarmTime(expires_at + MEMBER_LIFETIME_S)
+        certificate = issue_delegate(authority, public_key, serial_for(signed.run_id.digest, public_key), begins, ends)
         seed = delegate.private_bytes_raw()
     invite = Invite(
         run=signed.run_id,

@@ -1,6 +1,7 @@
 """One peer process, put together: identity and lock, network thread, model and data, trainer; and what signals do.
 
-Read `_run_peer`: it goes from the lock on the state directory to the last checkpoint, in order.
+Read `_train`: it goes from the first import to the last checkpoint, in order. `swarm.connection` has the lock, the identity and the
+network thread.
 """
 
 from __future__ import annotations
@@ -10,43 +11,34 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from peers.bridge import PeerHandle
-from peers.clock import SystemClock
-from peers.identity import Identity, state_dir_lock
 from peers.training_peer import PeerStopped
 from protocols.errors import ExitCode
 from protocols.ids import Epoch
 from protocols.issuing import Issuer
 from protocols.runspec import RunSpec, SignedRunSpec, learning_rate
 from swarm.config import PeerConfig
-from swarm.membership import AuthorityEntrance, VolunteerEntrance
+from swarm.connection import LEAVE_WITHIN_S, Connection, connect, found
 from swarm.models.imports import import_libraries
 from swarm.monitoring.reporter import Describes, Measured, StatusReporter
 from swarm.monitoring.status import EpochHash
-from swarm.network import Entrance, NetworkThread, Online
+from swarm.network import NetworkThread
 
 if TYPE_CHECKING:
-    from swarm.data.dataset import Dataset
     import torch
 
+    from swarm.data.dataset import Dataset
     from swarm.optim.collaborative import CollaborativeOptimizer, StepOutcome
     from swarm.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-LEAVE_WITHIN_S = 4.5
-"""From the first Ctrl-C to the end of the process, whatever the trainer is doing."""
-
 EVALUATE_EVERY_EPOCHS = {"helper": 5, "trainer": 25, "client": 25}
 """A helper has time to spare; trainers measure so that the curve goes on without it."""
-
-T = TypeVar("T")
 
 
 def run_volunteer(config: PeerConfig, link: str) -> None:
@@ -55,8 +47,8 @@ def run_volunteer(config: PeerConfig, link: str) -> None:
     Raises:
         UserError: whatever the person at this machine can mend.
     """
-    clock = SystemClock()
-    _run_peer(config, lambda: VolunteerEntrance(link, config.state_dir, clock), lambda online: None)
+    with connect(link, config) as connection:
+        _train(connection, measure_first=False)
 
 
 def run_coordinator(
@@ -75,54 +67,40 @@ def run_coordinator(
     """
     if not train:
         config = config.model_copy(update={"role": "helper"})
-    entrance = AuthorityEntrance(signed, authority, config.state_dir, SystemClock(), invite_sink)
-    _run_peer(config, lambda: entrance, lambda online: invite_sink(entrance.invite(online.libp2p_addresses)))
+    with found(config, signed, authority, invite_sink) as connection:
+        _train(connection, measure_first=True)
 
 
-def _run_peer(config: PeerConfig, make_entrance: Callable[[], Entrance], on_online: Callable[[Online], None]) -> None:
-    with state_dir_lock(config.state_dir):
-        identity = Identity.load_or_create(config.state_dir)
-        handle = PeerHandle()
-        network = NetworkThread(config, identity, make_entrance(), handle)
-        with _signals_stop(network):
-            network.start()
-            try:
-                with _at_low_priority(config.niceness):
-                    import_libraries()
-                    signed = _result(network.membership, handle)
-                    measured = Measured()
-                    trainer = _make_trainer(config, signed.spec, identity, handle, measured)
-                    online = _result(network.online, handle)
-                    on_online(online)
-                    spec = signed.spec
-                    about = Describes(
-                        spec.run.name, str(signed.run_id), identity.peer, config.role, online.libp2p_addresses, online.data_address
-                    )
-                    reporter = StatusReporter(config.status_path, about, handle, measured, lambda: trainer.samples_total)
-                    reporter.start()
-                    try:
-                        trainer.run()
-                    finally:
-                        reporter.stop()
-            except PeerStopped:
-                log.info("stopped")
-            finally:
-                network.stop(LEAVE_WITHIN_S)
-        if network.ended.done():
-            network.ended.result()
+def _train(connection: Connection, *, measure_first: bool) -> None:
+    """From the first import to the last checkpoint, in order.
 
-
-def _result(future: Future[T], handle: PeerHandle) -> T:
-    """Wait for the network thread in small steps: a signal handler only runs between them."""
-    while True:
+    Args:
+        connection: just opened; the network side comes up while we import and build.
+        measure_first: measure the held-out loss before the first step: the founder's baseline, which a newcomer need not wait for.
+    """
+    config = connection.config
+    with _signals_stop(connection.network), suppress(PeerStopped):
+        import_libraries()
+        measured = Measured()
+        trainer = _make_trainer(connection, measured, measure_first=measure_first)
+        reporter = StatusReporter(config.status_path, _about(connection), connection.handle, measured, lambda: trainer.samples_total)
+        reporter.start()
         try:
-            return future.result(timeout=0.2)
-        except TimeoutError:
-            if handle.stopping() and not future.done():
-                raise PeerStopped("the peer is stopping") from None
+            with _at_low_priority(config.niceness):
+                trainer.run()
+            connection.network.stop(LEAVE_WITHIN_S)
+        finally:
+            reporter.stop()
 
 
-def _make_trainer(config: PeerConfig, spec: RunSpec, identity: Identity, handle: PeerHandle, measured: Measured) -> Trainer:
+def _about(connection: Connection) -> Describes:
+    signed, online = connection.signed_spec, connection.online
+    return Describes(
+        signed.spec.run.name, str(signed.run_id), connection.peer, connection.config.role, online.libp2p_addresses, online.data_address
+    )
+
+
+def _make_trainer(connection: Connection, measured: Measured, *, measure_first: bool) -> Trainer:
     """Model, data and optimizer of the run, on our device."""
     import torch
 
@@ -133,6 +111,7 @@ def _make_trainer(config: PeerConfig, spec: RunSpec, identity: Identity, handle:
     from swarm.training.probe import choose_device, probe_micro_batch
     from swarm.training.trainer import EpochAction, Trainer, TrainerSettings
 
+    config, spec = connection.config, connection.spec
     if config.threads:
         torch.set_num_threads(config.threads)
     helper = config.role == "helper"
@@ -142,7 +121,7 @@ def _make_trainer(config: PeerConfig, spec: RunSpec, identity: Identity, handle:
     optimizer = CollaborativeOptimizer(
         model,
         make_optimizer(spec, model),
-        peer=handle,
+        peer=connection.handle,
         target_batch_samples=spec.optimizer.target_batch_samples,
         learning_rate=lambda epoch: learning_rate(spec, Epoch(epoch)),
         grad_clip_norm=spec.optimizer.grad_clip_norm,
@@ -150,7 +129,7 @@ def _make_trainer(config: PeerConfig, spec: RunSpec, identity: Identity, handle:
     micro_batch = config.micro_batch_samples or (1 if helper else probe_micro_batch(model, spec.data.sequence_length).micro_batch_samples)
     limits = [limit for limit in (config.max_epochs, spec.schedule.total_epochs) if limit]
     settings = TrainerSettings(
-        identity.peer,
+        connection.peer,
         spec.run.seed,
         max(1, min(micro_batch, spec.optimizer.target_batch_samples // 4)),
         helper=helper,
@@ -159,10 +138,11 @@ def _make_trainer(config: PeerConfig, spec: RunSpec, identity: Identity, handle:
     )
     evaluate = _evaluation(model, dataset, measured)
     remember = _remembering(optimizer, measured)
-    evaluate(None)
+    if measure_first:
+        evaluate(None)
     actions = (EpochAction(1, remember), EpochAction(EVALUATE_EVERY_EPOCHS[config.role], evaluate))
     store = CheckpointStore(config.checkpoints_dir, config.checkpoints_kept)
-    return Trainer(model, optimizer, handle, dataset, store, settings, actions)
+    return Trainer(model, optimizer, connection.handle, dataset, store, settings, actions)
 
 
 def make_optimizer(spec: RunSpec, model: torch.nn.Module) -> torch.optim.Optimizer:

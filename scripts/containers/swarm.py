@@ -1,8 +1,10 @@
-"""Three containers on one network as one object: up, ask, kill, down."""
+"""Three containers on one network as one object: up, ask, kill, end, down."""
 
 from __future__ import annotations
 
 import json
+import signal
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from scripts.containers.commands import Commands, ContainerTestError, Finished
 SERVICES = ("coordinator", "volunteer-1", "volunteer-2")
 VOLUMES = ("invite", *(f"{service}-state" for service in SERVICES))
 UP_TIMEOUT_S = 120.0
+END_TIMEOUT_S = 15
 KILLED = 137
 """Exit code of a container whose process got SIGKILL (128 + 9)."""
 
@@ -112,6 +115,28 @@ class ContainerSwarm:
     def kill(self, service: str) -> None:
         """SIGKILL a container's main process."""
         self.commands.run("podman", "kill", "-s", "KILL", self.container(service))
+
+    def end(self, service: str, number: signal.Signals) -> float:
+        """Ask a container's main process to end, by SIGINT through `podman stop` and its stop signal, by another signal directly.
+
+        Returns:
+            Seconds until it had ended.
+
+        Raises:
+            ContainerTestError: it went on.
+        """
+        asked_s = time.time()
+        if number is signal.SIGINT:
+            self.commands.run("podman", "stop", "-t", str(END_TIMEOUT_S), self.container(service))
+        else:
+            self.commands.run("podman", "kill", "-s", number.name, self.container(service))
+            self.commands.run("podman", "wait", self.container(service), timeout_s=END_TIMEOUT_S)
+        return int(self._inspect(service, "{{.State.FinishedAt.UnixMilli}}")) / 1000 - asked_s
+
+    def diagnosis(self, service: str) -> str:
+        """What `swarm-peer doctor` says is wrong with the peer in a container; empty when nothing is."""
+        done = self.commands.attempt("podman", "exec", self.container(service), "swarm-peer", "doctor", "--state-dir", "/state")
+        return done.last_words if done.code != 0 else ""
 
     def last_words(self, service: str, lines: int = 20) -> str:
         """The end of a container's log."""
