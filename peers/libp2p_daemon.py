@@ -14,6 +14,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import signal
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from peers import emergency
 from protocols.errors import ExitCode, NetworkSetupError
 
 log = logging.getLogger(__name__)
@@ -95,6 +97,8 @@ class Daemon(asyncio.SubprocessProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio."""
         self.transport = cast(asyncio.SubprocessTransport, transport)  # uvloop's does not inherit from asyncio's
+        pid = self.transport.get_pid()
+        emergency.register(self, lambda: os.kill(pid, signal.SIGKILL))
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         """Called by asyncio: note what the daemon says, and that it is up."""
@@ -109,6 +113,7 @@ class Daemon(asyncio.SubprocessProtocol):
 
     def process_exited(self) -> None:
         """Called by asyncio."""
+        emergency.forget(self)
         self._tail.append(self._pending.decode(errors="replace").strip()[:500])
         if not self.exited.done():
             self.exited.set_result(None)

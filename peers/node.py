@@ -102,6 +102,7 @@ class Node:
         self._held = EpochAnnouncement(Epoch(0), b"", 0)
         self._epoch_began_at: SwarmTime = clock.now()
         self._news = asyncio.Event()
+        self._last_group: tuple[PeerId, ...] = ()
         self._averager: Averager | None = None
         self.address = ""
 
@@ -269,6 +270,9 @@ class Node:
 
     def on_epoch(self, announced: EpochAnnouncement) -> None:
         """The trainer holds this state now."""
+        if announced.epoch == self._held.epoch + 1:
+            self.roster.note_round(self._last_group, announced.epoch, announced.state_hash, announced.accepted_samples)
+        self._last_group = ()
         self._held = announced
         self._report = dataclasses.replace(self._report, samples=0)
         self._epoch_began_at = self._clock.now()
@@ -295,7 +299,8 @@ class Node:
             return RoundOutcome(RoundStatus.BEHIND, contribution.epoch, reason=str(left_out))
         for peer, reason in averaged.blamed.items():
             log.warning("member broke the protocol: peer=%s epoch=%d reason=%s", peer.short, contribution.epoch, reason)
-        status = RoundStatus.ALONE if averaged.group_size == 1 else RoundStatus.APPLIED
+        self._last_group = averaged.members
+        status = RoundStatus.ALONE if averaged.members == (self._me,) and averaged.included_us else RoundStatus.APPLIED
         return RoundOutcome(status, contribution.epoch, averaged.vector_D, averaged.weight, averaged.contributors)
 
     async def fetch_state(self) -> StateSnapshot:
@@ -323,8 +328,8 @@ class Node:
             self.roster.suspect(error.peer)
 
 
-class _Finished(Exception):  # noqa: N818  not an error: ends the task group
-    """The node is through."""
+class _Finished(Exception):
+    """The node is through: not an error, it ends the task group."""
 
 
 def merged(*parts: Handlers) -> Handlers:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+from collections.abc import Iterable
 
 from peers.interfaces import Clock, Endpoint, RecordStore
 from protocols.errors import RemoteProtocolError
 from protocols.ids import Epoch, PeerId, RunId, SwarmTime
 from protocols.progress import STALE_AFTER_S
 from protocols.record_keeping import RecordReader, record_key
-from protocols.records import Presence, Progress
+from protocols.records import Phase, Presence, Progress
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class Roster:
         self.presences: dict[PeerId, Presence] = {}
         self.progress: dict[PeerId, Progress] = {}
         self._suspected_at: dict[PeerId, SwarmTime] = {}
+        self._fellows: dict[PeerId, Epoch] = {}
         self._refreshing = asyncio.Lock()
 
     async def refresh(self) -> None:
@@ -68,6 +71,22 @@ class Roster:
         if progress.time > self._suspected_at.get(progress.peer, progress.time):
             del self._suspected_at[progress.peer]
 
+    def note_round(self, members: Iterable[PeerId], epoch: Epoch, state_hash: bytes, accepted_samples: int) -> None:
+        """We closed an epoch together with these members: they are alive and hold what we hold, whenever their records say so.
+
+        Without this an epoch could not be shorter than the time that records take to spread, and a member whose records are late would
+        not be waited for although it has just averaged with us.
+        """
+        now = self._clock.now()
+        self._fellows = {peer: epoch for peer in members if peer != self._me}
+        for peer in self._fellows:
+            known = self.progress.get(peer)
+            if known and known.epoch < epoch:
+                phase: Phase = "training" if known.phase == "averaging" else known.phase
+                self.progress[peer] = dataclasses.replace(
+                    known, epoch=epoch, samples=0, accepted_samples=accepted_samples, state_hash=state_hash, phase=phase, time=now
+                )
+
     def others(self) -> dict[PeerId, Progress]:
         """Newest progress of everybody else who spoke lately and is not suspected to be gone."""
         now = self._clock.now()
@@ -78,12 +97,24 @@ class Roster:
         }
 
     def live(self, epoch: Epoch) -> frozenset[PeerId]:
-        """Members that hold the state and are at most one epoch from this one: records lag behind by up to one."""
-        return frozenset(
+        """Members that hold the state and are at most one epoch from this one: records lag behind by up to one.
+
+        Whoever closed the epoch before with us counts even if its records are overdue, until it is suspected or says that it leaves.
+        """
+        fellows = {
+            peer
+            for peer, since in self._fellows.items()
+            if since == epoch and peer not in self._suspected_at and not self._leaving(peer)
+        }
+        return frozenset(fellows) | frozenset(
             peer
             for peer, progress in self.others().items()
             if progress.state_hash and progress.phase != "leaving" and abs(progress.epoch - epoch) <= 1 and peer in self.presences
         )
+
+    def _leaving(self, peer: PeerId) -> bool:
+        known = self.progress.get(peer)
+        return known is not None and known.phase == "leaving"
 
     def endpoint(self, peer: PeerId) -> Endpoint | None:
         """Where to dial a member; None while it has announced nothing or cannot be dialled."""

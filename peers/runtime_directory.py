@@ -11,6 +11,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+from peers import emergency
 from protocols.errors import NetworkSetupError
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class RuntimeDirectory:
             self.path = Path(tempfile.mkdtemp(dir=self._base, prefix=""))
             self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(self._fd, fcntl.LOCK_EX)
+            emergency.register(self, self.remove)
         finally:
             os.close(base_fd)
         if len(os.fsencode(self.path / "control.sock")) > _MAX_SOCKET_PATH_BYTES:
@@ -43,13 +45,14 @@ class RuntimeDirectory:
 
     def remove(self) -> None:
         """Delete the directory with everything in it, and its parent when it was the last. Idempotent."""
-        if self._fd < 0:
+        fd, self._fd = self._fd, -1
+        if fd < 0:
             return
+        emergency.forget(self)
         base_fd = self._lock_base()
         try:
             shutil.rmtree(self.path, ignore_errors=True)
-            os.close(self._fd)
-            self._fd = -1
+            os.close(fd)
             with contextlib.suppress(OSError):  # others still live there
                 self._base.rmdir()
         finally:

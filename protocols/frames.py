@@ -5,7 +5,7 @@ A frame is a 24-byte little-endian header followed by raw bytes:
     kind u8 | 3 zero bytes | block u32 | offset u32 | total u32 | contributors u64 | chunk
 
 `offset` and `total` count bytes of the encoded block; chunks of a block come in order and blocks do not interleave within a stream.
-`contributors` is a bit mask over the plan's members, used in results only.
+`contributors` is a bit mask over the plan's members, used in results only. A heartbeat is a header of zeros and nothing else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from protocols.ids import BlockIndex, PeerId
 
 CHUNK_BYTES = 2**20
 MAX_MEMBERS = 64
-_HEADER = struct.Struct("<B3xIIIQ")
+_HEADER = struct.Struct("<B3sIIIQ")
+_RESERVED = bytes(3)
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -50,14 +51,14 @@ class BlockBytes:
     contributors: int = 0
 
 
-HEARTBEAT = _HEADER.pack(FrameKind.HEARTBEAT, 0, 0, 0, 0)
+HEARTBEAT = _HEADER.pack(FrameKind.HEARTBEAT, _RESERVED, 0, 0, 0, 0)
 
 
 def frames_of(item: BlockBytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
     """Cut one block into frames; an empty block is one frame with no chunk."""
     view = memoryview(item.data).cast("B")
     for offset in range(0, max(len(view), 1), chunk_bytes):
-        header = _HEADER.pack(item.kind, item.block, offset, len(view), item.contributors)
+        header = _HEADER.pack(item.kind, _RESERVED, item.block, offset, len(view), item.contributors)
         yield b"".join((header, view[offset : offset + chunk_bytes]))
 
 
@@ -90,11 +91,13 @@ class FrameReader:
         """
         if len(frame) < _HEADER.size:
             raise RemoteProtocolError(self._sender, f"a frame of {len(frame)} bytes is shorter than its header")
-        kind, block_number, offset, total, contributors = _HEADER.unpack_from(frame)
-        if kind == FrameKind.HEARTBEAT:
+        kind, reserved, block_number, offset, total, contributors = _HEADER.unpack_from(frame)
+        if kind == FrameKind.HEARTBEAT and frame == HEARTBEAT:
             return None
-        if kind != self._kind:
+        if kind != self._kind or reserved != _RESERVED:
             raise RemoteProtocolError(self._sender, f"a frame of kind {kind} on a stream of {self._kind.name} frames")
+        if contributors and self._kind is FrameKind.PART:
+            raise RemoteProtocolError(self._sender, f"a part of block {block_number} that names contributors")
         block = BlockIndex(block_number)
         if self._current is None:
             if block not in self._waiting or offset != 0 or total != self._waiting[block]:
@@ -105,7 +108,8 @@ class FrameReader:
 
     def _append(self, block: BlockIndex, offset: int, total: int, contributors: int, chunk: memoryview) -> BlockBytes | None:
         current = self._current
-        if current is None or current.contributors != contributors or block != current.block or offset != self._filled:
+        same = current is not None and (current.block, len(current.data), current.contributors) == (block, total, contributors)
+        if current is None or not same or offset != self._filled:
             raise RemoteProtocolError(self._sender, f"a chunk at offset {offset} of block {block} is not the next one")
         if offset + len(chunk) > total or (not chunk and total):
             raise RemoteProtocolError(self._sender, f"a chunk of {len(chunk)} bytes does not fit block {block}")

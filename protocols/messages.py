@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from blake3 import blake3
@@ -39,7 +40,7 @@ def parse(kind: type[_M], data: bytes, sender: PeerId | None) -> _M:
         raise RemoteProtocolError(sender, f"these bytes are not a {kind.DESCRIPTOR.name}") from error
 
 
-def require(condition: bool, sender: PeerId | None, sentence: str) -> None:  # noqa: FBT001 - reads like an assertion
+def require(condition: bool, sender: PeerId | None, sentence: str) -> None:
     """Refuse a message.
 
     Raises:
@@ -63,7 +64,7 @@ def require_hashes(hashes: Sequence[bytes], sender: PeerId | None, *, may_be_mis
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """ "I am ready to close this epoch."
+    """A member is ready to close this epoch.
 
     Args:
         epoch: the epoch that closes.
@@ -112,7 +113,7 @@ class BlockTask:
     member: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
     """Who averages what with whom.
 
@@ -138,7 +139,7 @@ class Plan:
     fetch_hashes: tuple[bytes, ...] = ()
     absent: frozenset[int] = field(default_factory=frozenset)
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """32 bytes that name this plan."""
         return blake3(b"swarm.v1.plan" + self.encode()).digest()
@@ -179,9 +180,12 @@ def plan_from_message(m: pb.Plan, members: tuple[SealedJoin, ...], sender: PeerI
     require(num_blocks <= MAX_BLOCKS, sender, f"a plan of {num_blocks} blocks")
     require(len(m.block_hashes) == len(m.fetch), sender, "a plan whose fetch list and hashes differ in length")
     tasks = [*m.reduce, *m.fetch]
-    require(all(t.block < num_blocks and t.member < len(members) for t in tasks), sender, "a plan that names a block or member beyond its own")
+    inside = all(t.block < num_blocks and t.member < len(members) for t in tasks)
+    require(inside, sender, "a plan that names a block or member beyond its own")
     require(len({t.block for t in tasks}) == len(tasks), sender, "a plan that assigns a block twice")
-    require(all(i < len(members) for i in m.absent), sender, "a plan that excludes a member it does not have")
+    absent = frozenset(m.absent)
+    require(all(i < len(members) for i in absent), sender, "a plan that excludes a member it does not have")
+    require(absent.isdisjoint(t.member for t in tasks), sender, "a plan that gives work to a member it excludes")
     return Plan(
         Epoch(m.epoch),
         Attempt(m.attempt),
@@ -192,7 +196,7 @@ def plan_from_message(m: pb.Plan, members: tuple[SealedJoin, ...], sender: PeerI
         tuple(BlockTask(BlockIndex(t.block), t.member) for t in m.reduce),
         tuple(BlockTask(BlockIndex(t.block), t.member) for t in m.fetch),
         require_hashes(m.block_hashes, sender, may_be_missing=False),
-        frozenset(m.absent),
+        absent,
     )
 
 
@@ -223,7 +227,7 @@ class Commit:
         first_plan_digest: names the round (the plan of attempt 0).
         epoch: the epoch it closed.
         block_hashes: hash of every block of the averaged vector, contributors included.
-        weight: samples that went in, each block counted by its share of the vector.
+        weight: samples that went in, each block counted by its share of the vector; above 0.
     """
 
     first_plan_digest: bytes
@@ -239,13 +243,14 @@ class Commit:
     def from_message(cls, m: pb.Commit, sender: PeerId) -> Commit:
         """Read and check."""
         require(len(m.first_plan_digest) == HASH_BYTES, sender, "a commit whose plan digest is not 32 bytes")
-        require(math.isfinite(m.weight) and 0 <= m.weight <= MAX_WEIGHT * MAX_MEMBERS, sender, f"an absurd weight in its commit: {m.weight}")
+        absurd = not math.isfinite(m.weight) or not 0 < m.weight <= MAX_WEIGHT * MAX_MEMBERS
+        require(not absurd, sender, f"an absurd weight in its commit: {m.weight}")
         return cls(m.first_plan_digest, Epoch(m.epoch), require_hashes(m.block_hashes, sender, may_be_missing=False), m.weight)
 
 
 @dataclass(frozen=True, slots=True)
 class BlocksRequest:
-    """ "Send me these result blocks of that epoch." """
+    """A member wants these result blocks of that epoch."""
 
     epoch: Epoch
     blocks: tuple[BlockIndex, ...]
@@ -258,7 +263,8 @@ class BlocksRequest:
     def decode(cls, data: bytes, sender: PeerId) -> BlocksRequest:
         """Read and check."""
         m = parse(pb.BlocksRequest, data, sender)
-        require(len(m.blocks) <= MAX_BLOCKS and len(set(m.blocks)) == len(m.blocks), sender, "too many blocks, or one twice, in its request")
+        once = len(m.blocks) <= MAX_BLOCKS and len(set(m.blocks)) == len(m.blocks)
+        require(once, sender, "too many blocks, or one twice, in its request")
         return cls(Epoch(m.epoch), tuple(BlockIndex(b) for b in m.blocks))
 
 

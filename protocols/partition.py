@@ -7,6 +7,7 @@ A member i with share w_i of n members uploads its other shares (1 - w_i) and se
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -56,9 +57,12 @@ def assign_blocks(num_blocks: int, bandwidths_bytes_per_s: Sequence[int]) -> tup
         raise ValueError("a negative number of blocks")
     shares = reducer_shares(bandwidths_bytes_per_s)
     dealt = [0] * len(shares)
+    furthest = [(-share, i) for i, share in enumerate(shares) if share]
+    heapq.heapify(furthest)
     owners: list[int] = []
     for _ in range(num_blocks):
-        owner = max(range(len(shares)), key=lambda i: (shares[i] / (dealt[i] + 1), -i))
+        owner = furthest[0][1]
         dealt[owner] += 1
         owners.append(owner)
+        heapq.heapreplace(furthest, (-shares[owner] / (dealt[owner] + 1), owner))
     return tuple(owners)

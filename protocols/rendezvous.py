@@ -6,22 +6,28 @@
 
 One machine lives for one round of one member. `handle(event, now)` returns actions; nothing is done inside. `now` is monotonic seconds.
 
-    waiting ──Ready──► following(leader) ──Answered──► formed
+    waiting ──Ready──► following(leader) ──its answer, which ends the machine's life
        │                  │    ▲ LeaderSilent, LeaderRefused: next in order
        └──JoinArrived──►  leading ──everybody joined, or the deadline with a quorum──► formed
                                   └──the deadline without a quorum──► failed
+
+Nobody can hold a round up for long: a member is turned to at most `MAX_ASKS` times, whatever it announces, and the deadline of a leader
+runs from the first time it leads. A member that has joined us follows us, so it is no leader, wherever it stands in the order.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from blake3 import blake3
 
 from protocols.ids import PeerId, RoundId
 from protocols.messages import SealedJoin
+
+MAX_ASKS = 2
+"""How often we turn to one member as the leader of one round: it may have been too early the first time."""
 
 
 def rendezvous_order(round_id: RoundId, peers: Iterable[PeerId]) -> tuple[PeerId, ...]:
@@ -35,9 +41,15 @@ def rendezvous_order(round_id: RoundId, peers: Iterable[PeerId]) -> tuple[PeerId
 
 @dataclass(frozen=True, slots=True)
 class RosterChanged:
-    """Who is alive and holds the state, as far as we know; never includes ourselves."""
+    """Who is alive and holds the state, as far as we know; never includes ourselves.
+
+    Args:
+        live: they are waited for and count for the quorum.
+        undialable: those among them that nobody can dial: they join by themselves and never lead.
+    """
 
     live: frozenset[PeerId]
+    undialable: frozenset[PeerId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +89,7 @@ class LeaderSilent:
 
 @dataclass(frozen=True, slots=True)
 class LeaderRefused:
-    """A member answered that it does not take part with us: we neither follow nor wait for it, but it is alive and counts for the quorum."""
+    """A member answered that it does not take part with us: we neither follow nor wait for it, but it counts for the quorum."""
 
     leader: PeerId
 
@@ -137,9 +149,15 @@ class WakeAt:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """No round can be formed now."""
+    """No round can be formed now.
+
+    Args:
+        reason: one sentence.
+        left_out: the others average something that does not fit ours, so trying again is useless.
+    """
 
     reason: str
+    left_out: bool = False
 
 
 Action = CloseEpoch | Announce | SendJoin | Lead | Refuse | WakeAt | Fail
@@ -152,10 +170,13 @@ class RendezvousRules:
     Args:
         join_timeout_s: how long a leader waits for the others after the first join.
         max_group: most members in one group.
+        failures: how often a round of this epoch has failed under a leader; whoever failed less often leads first, so that nobody can
+            keep an epoch from closing by leading badly.
     """
 
     join_timeout_s: float
     max_group: int
+    failures: Mapping[PeerId, int] = field(default_factory=dict)
 
 
 class Rendezvous:
@@ -166,6 +187,8 @@ class Rendezvous:
         self._me = me
         self._rules = rules
         self._live: frozenset[PeerId] = frozenset()
+        self._undialable: frozenset[PeerId] = frozenset()
+        self._asked: Counter[PeerId] = Counter()
         self._silent: set[PeerId] = set()
         self._unwilling: set[PeerId] = set()
         self._joins: dict[PeerId, SealedJoin] = {}
@@ -187,10 +210,15 @@ class Rendezvous:
         """
         if self._done:
             return []
-        actions: list[Action] = []
+        self._note(event)
+        actions = self._close_epoch() if isinstance(event, JoinArrived | ClosingHeard | Ready) else []
+        return actions + self._decide(now)
+
+    def _note(self, event: Event) -> None:
         match event:
-            case RosterChanged(live):
+            case RosterChanged(live, undialable):
                 self._live = live - {self._me}
+                self._undialable = undialable
             case Ready(join):
                 self._own = join
             case JoinArrived(join):
@@ -199,21 +227,23 @@ class Rendezvous:
             case JoinWithdrawn(peer):
                 self._joins.pop(peer, None)
             case ClosingHeard(leader):
-                self._live |= {leader}
+                self._live |= {leader} - {self._me}
                 self._hear_from(leader)
-            case LeaderSilent(leader) | LeaderRefused(leader):
-                (self._silent if isinstance(event, LeaderSilent) else self._unwilling).add(leader)
-                if self._leader == leader:
-                    self._leader = None
+            case LeaderSilent(leader):
+                self._turn_away(leader, self._silent)
+            case LeaderRefused(leader):
+                self._turn_away(leader, self._unwilling)
             case Tick():
                 pass
-        if isinstance(event, JoinArrived | ClosingHeard | Ready):
-            actions += self._close_epoch()
-        return actions + self._decide(now)
 
     def _hear_from(self, peer: PeerId) -> None:
         self._silent.discard(peer)
         self._unwilling.discard(peer)
+
+    def _turn_away(self, leader: PeerId, reason: set[PeerId]) -> None:
+        reason.add(leader)
+        if self._leader == leader:
+            self._leader = None
 
     def _close_epoch(self) -> list[Action]:
         if self._closing:
@@ -221,17 +251,24 @@ class Rendezvous:
         self._closing = True
         return [] if self._own else [CloseEpoch()]
 
-    def _candidates(self) -> tuple[PeerId, ...]:
-        return rendezvous_order(self._round_id, (self._live | set(self._joins) | {self._me}) - self._silent - self._unwilling)
+    def _first(self, own: SealedJoin) -> PeerId:
+        """Whose turn it is to lead, as far as we know."""
+        worn_out = {peer for peer, times in self._asked.items() if times >= MAX_ASKS and peer != self._leader}
+        leaders = self._live - self._silent - self._unwilling - self._undialable - set(self._joins) - worn_out
+        order = rendezvous_order(self._round_id, leaders | {self._me})
+        if not own.join.bandwidth_bytes_per_s:  # whoever reduces nothing may be out of others' reach
+            order = (*(peer for peer in order if peer != self._me), self._me)
+        return min(order, key=lambda peer: self._rules.failures.get(peer, 0))
 
     def _decide(self, now: float) -> list[Action]:
         if self._own is None:
             return []  # we can neither join nor lead without a contribution; who waits for us is kept
-        first = self._candidates()[0]
+        first = self._first(self._own)
         if first == self._me:
             return self._lead(now)
         if first != self._leader:
             self._leader = first
+            self._asked[first] += 1
             return [SendJoin(first)]
         return []
 
@@ -239,34 +276,38 @@ class Rendezvous:
         actions: list[Action] = []
         if self._leader != self._me:
             self._leader = self._me
-            self._deadline_s = now + self._rules.join_timeout_s
-            missing = tuple(peer for peer in self._candidates() if peer != self._me and peer not in self._joins)
+            missing = rendezvous_order(self._round_id, self._waited_for() - self._undialable)
             actions += [Announce(missing)] if missing else []
-            actions.append(WakeAt(self._deadline_s))
-        waited_for = self._live - self._silent - self._unwilling - set(self._joins)
-        if waited_for and self._deadline_s is not None and now < self._deadline_s:
+            if self._deadline_s is None:
+                self._deadline_s = now + self._rules.join_timeout_s
+                actions.append(WakeAt(self._deadline_s))
+        if self._waited_for() and self._deadline_s is not None and now < self._deadline_s:
             return actions
         return actions + self._form()
+
+    def _waited_for(self) -> frozenset[PeerId]:
+        return self._live - self._silent - self._unwilling - set(self._joins)
 
     def _form(self) -> list[Action]:
         """Close the list: members whose state is the majority's, at most a group full, at least a quorum."""
         if self._own is None:
             return []
         self._done = True
-        joins = {**self._joins, self._me: self._own}
+        self._joins.pop(self._me, None)  # somebody runs a copy of us elsewhere
+        joins = {self._me: self._own, **{peer: self._joins[peer] for peer in rendezvous_order(self._round_id, self._joins)}}
         votes = Counter(join.join.state_hash for join in joins.values())
         own_hash = self._own.join.state_hash
         agreed = max(votes, key=lambda value: (votes[value], value == own_hash, value))
-        ordered = [joins[peer] for peer in rendezvous_order(self._round_id, joins)]
-        chosen = [join for join in ordered if join.join.state_hash == agreed][: self._rules.max_group]
+        chosen = [join for join in joins.values() if join.join.state_hash == agreed][: self._rules.max_group]
         live_count = len(self._live - self._silent | set(joins))
         if own_hash != agreed:
-            reason = "our state differs from the majority's"
-            return [*(Refuse(peer, "not-leading", "the leader's state differs from the group's") for peer in self._joins), Fail(reason)]
+            sentence = "the leader's state differs from the group's"
+            refused = [Refuse(peer, "not-leading", sentence) for peer in self._joins]
+            return [*refused, Fail("our state differs from the majority's", left_out=True)]
         if 2 * len(joins) <= live_count:
             reason = f"only {len(joins)} of {live_count} live members joined in time"
             return [*(Refuse(peer, "no-quorum", reason) for peer in self._joins), Fail(reason)]
-        left_out = [join for join in ordered if join not in chosen]
+        left_out = [join for join in joins.values() if join not in chosen]
         refusals: list[Action] = [
             Refuse(join.peer, "state-differs", "your state differs from the majority's")
             if join.join.state_hash != agreed

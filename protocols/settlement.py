@@ -1,13 +1,16 @@
 """Settlement: how members that exchanged blocks make sure that all of them hold the same result.
 
-Each member reports the hashes of the result blocks it holds to the first member in plan order that is not known to be gone. That member
-(the leader; the next in order if it falls silent) decides from the reports alone, with `settle`:
+Each member reports the hashes of the result blocks it holds to the first member in `settlement_order` that is not known to be gone. That
+member (the leader; the next in order if it falls silent) decides from the reports alone, with `settle`:
 
     everybody holds the same whole vector      -> Commit
     a block is missing or differs somewhere    -> a repair Plan: who holds the most common bytes serves them, and a block that nobody holds
                                                   is reduced again among the survivors
+    repairs do not help                        -> Commit if a strict majority of the plan's members holds one whole vector: a member that
+                                                  keeps reporting something else is lying or broken, and fetches the result by itself
 
-A commit is only ever made of blocks that every reporting member holds, so whichever member decides, it decides the same.
+A commit is made of blocks that every reporting member, or most of the plan's members, hold, so whichever member decides, it decides the
+same.
 """
 
 from __future__ import annotations
@@ -35,13 +38,19 @@ class GiveUp:
     reason: str
 
 
+def settlement_order(plan: Plan) -> tuple[int, ...]:
+    """Who decides: the first of these members that is still there. Those that reduce nothing, and may be out of reach, come last."""
+    present = [i for i in range(len(plan.members)) if i not in plan.absent]
+    return tuple(sorted(present, key=lambda i: plan.members[i].join.bandwidth_bytes_per_s == 0))
+
+
 def settle(plan: Plan, first_plan_digest: bytes, reports: Mapping[int, Report], weight: float) -> Commit | Plan | GiveUp:
     """Decide what follows from the reports on a plan. Pure: every member that sees these reports decides alike.
 
     Args:
         plan: the attempt that was just exchanged.
         first_plan_digest: names the round.
-        reports: member index -> its report; members that are not in it are gone.
+        reports: member index -> its report, each of which fits the plan (`report_fits`); members that are not in it are gone.
         weight: accepted weight of the leader's own result, for the commit.
 
     Returns:
@@ -56,6 +65,9 @@ def settle(plan: Plan, first_plan_digest: bytes, reports: Mapping[int, Report], 
     if all(held) and all(report.block_hashes == target for report in reports.values()):
         return Commit(first_plan_digest, plan.epoch, target, weight)
     if plan.attempt + 1 > MAX_ATTEMPTS:
+        agreeing = sum(report.block_hashes == target for report in reports.values())
+        if all(held) and 2 * agreeing > members:
+            return Commit(first_plan_digest, plan.epoch, target, weight)
         return GiveUp(f"the members still disagree after {MAX_ATTEMPTS} repairs")
     return _repair(plan, reports, held)
 

@@ -96,8 +96,8 @@ def open_connection(config: PeerConfig, make_entrance: Callable[[], Entrance]) -
         identity = Identity.load_or_create(config.state_dir)
         handle = PeerHandle()
         network = NetworkThread(config, identity, make_entrance(), handle)
-        network.start()
         try:
+            network.start()
             yield Connection(config, identity, handle, network)
         except PeerStopped:
             network.leave(LEAVE_WITHIN_S)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import random
 import socket
 import threading
 from collections.abc import AsyncIterator
@@ -48,7 +49,9 @@ DEFAULT_BANDWIDTH_BYTES_PER_S = 12_500_000
 ROUND_TIMEOUT_S = 600.0
 """Longest exchange, for members whose links crawl; rounds that have been quick are cut much earlier."""
 
-REMEMBER_EVERY_S = 10.0
+KEEP_IN_TOUCH_S = 10.0
+GREETED = 4
+"""Members greeted each time, drawn at random."""
 
 
 class Entrance(Protocol):
@@ -94,7 +97,7 @@ class NetworkThread:
         self.ended: Future[None] = Future()
         self._main: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a signal handler may ask while its own thread does
         self._thread = threading.Thread(target=self._run, name="network", daemon=True)
 
     def start(self) -> None:
@@ -108,7 +111,8 @@ class NetworkThread:
             Whether it ended in time.
         """
         self.request_stop()
-        self._thread.join(timeout_s)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def leave(self, timeout_s: float) -> None:
@@ -155,11 +159,11 @@ class NetworkThread:
             libp2p = await stack.enter_async_context(Libp2pNode.start(self._identity.seed, self._libp2p_options()))
             papers = await self._entrance.enter(libp2p, self._identity)
             self.membership.set_result(papers.signed)
-            node = await stack.enter_async_context(self._node(libp2p, papers))
+            node, store = await stack.enter_async_context(self._node(libp2p, papers))
             try:
                 async with asyncio.TaskGroup() as tasks:
                     watching = tasks.create_task(_watch_daemon(libp2p))
-                    remembering = tasks.create_task(self._remember(node))
+                    remembering = tasks.create_task(self._keep_in_touch(node, store))
                     await node.run(lambda address: self._now_online(libp2p, address))
                     watching.cancel()
                     remembering.cancel()
@@ -167,7 +171,7 @@ class NetworkThread:
                 raise errors.exceptions[0] from errors
 
     @asynccontextmanager
-    async def _node(self, libp2p: Libp2pNode, papers: Membership) -> AsyncIterator[Node]:
+    async def _node(self, libp2p: Libp2pNode, papers: Membership) -> AsyncIterator[tuple[Node, HivemindStore]]:
         """DHT, data plane and node, from the papers."""
         clock = SystemClock()
         signed, credentials = papers.signed, papers.credentials
@@ -178,7 +182,8 @@ class NetworkThread:
             host = self._config.announce or own_host(self._config.listen)
             transport = GrpcTransport(credentials.tls(clock, lambda peer: False), self._config.listen, host)
             settings = self._node_settings(libp2p, papers, clock.now())
-            yield Node(settings, credentials.sealer(self._identity), self._identity, transport, store, self._handle, clock)
+            node = Node(settings, credentials.sealer(self._identity), self._identity, transport, store, self._handle, clock)
+            yield node, store
         finally:
             await store.close()
 
@@ -219,12 +224,17 @@ class NetworkThread:
         self.online.set_result(online)
         self._entrance.now_online(online.libp2p_addresses)
 
-    async def _remember(self, node: Node) -> None:
-        """Keep the addresses of members on disk, so that we find them again when the invite's are gone."""
+    async def _keep_in_touch(self, node: Node, store: HivemindStore) -> None:
+        """Keep members' addresses on disk, so that we find them when the invite's are gone, and greet some in the DHT once in a while.
+
+        The DHT forgets for good whoever was silent once, so a network that was split would not find together again.
+        """
         while True:
-            await asyncio.sleep(REMEMBER_EVERY_S)
+            await asyncio.sleep(KEEP_IN_TOUCH_S)
             known = {peer: presence.libp2p_addresses for peer, presence in node.roster.presences.items() if peer != self._identity.peer}
             await asyncio.to_thread(remember_addresses, self._config.state_dir, known)
+            chosen = random.sample(sorted(known), min(GREETED, len(known)))
+            await store.join([known[peer][0] for peer in chosen if known[peer]])
 
 
 async def _watch_daemon(libp2p: Libp2pNode) -> None:

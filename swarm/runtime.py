@@ -1,23 +1,20 @@
-"""One peer process, put together: identity and lock, network thread, model and data, trainer; and what signals do.
+"""One peer process, put together: identity and lock, network thread, model and data, trainer.
 
 Read `_train`: it goes from the first import to the last checkpoint, in order. `swarm.connection` has the lock, the identity and the
-network thread.
+network thread, `swarm.signals` what Ctrl-C does.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from peers.training_peer import PeerStopped
-from protocols.errors import ExitCode
 from protocols.ids import Epoch
 from protocols.issuing import Issuer
 from protocols.runspec import RunSpec, SignedRunSpec, learning_rate
@@ -26,7 +23,7 @@ from swarm.connection import LEAVE_WITHIN_S, Connection, connect, found
 from swarm.models.imports import import_libraries
 from swarm.monitoring.reporter import Describes, Measured, StatusReporter
 from swarm.monitoring.status import EpochHash
-from swarm.network import NetworkThread
+from swarm.signals import Leaving, leaving_on_signals
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +44,8 @@ def run_volunteer(config: PeerConfig, link: str) -> None:
     Raises:
         UserError: whatever the person at this machine can mend.
     """
-    with connect(link, config) as connection:
-        _train(connection, measure_first=False)
+    with leaving_on_signals() as leaving, connect(link, config) as connection:
+        _train(connection, leaving, measure_first=False)
 
 
 def run_coordinator(
@@ -67,28 +64,30 @@ def run_coordinator(
     """
     if not train:
         config = config.model_copy(update={"role": "helper"})
-    with found(config, signed, authority, invite_sink) as connection:
-        _train(connection, measure_first=True)
+    with leaving_on_signals() as leaving, found(config, signed, authority, invite_sink) as connection:
+        _train(connection, leaving, measure_first=True)
 
 
-def _train(connection: Connection, *, measure_first: bool) -> None:
+def _train(connection: Connection, leaving: Leaving, *, measure_first: bool) -> None:
     """From the first import to the last checkpoint, in order.
 
     Args:
         connection: just opened; the network side comes up while we import and build.
+        leaving: what signals do.
         measure_first: measure the held-out loss before the first step: the founder's baseline, which a newcomer need not wait for.
     """
     config = connection.config
-    with _signals_stop(connection.network), suppress(PeerStopped):
+    with suppress(PeerStopped):
         import_libraries()
         measured = Measured()
         trainer = _make_trainer(connection, measured, measure_first=measure_first)
         reporter = StatusReporter(config.status_path, _about(connection), connection.handle, measured, lambda: trainer.samples_total)
         reporter.start()
         try:
-            with _at_low_priority(config.niceness):
-                trainer.run()
-            connection.network.stop(LEAVE_WITHIN_S)
+            with leaving.patiently(connection.network):
+                with _at_low_priority(config.niceness):
+                    trainer.run()
+                connection.network.stop(LEAVE_WITHIN_S)
         finally:
             reporter.stop()
 
@@ -173,40 +172,6 @@ def _remembering(optimizer: CollaborativeOptimizer, measured: Measured) -> Calla
         measured.last_error = outcome.reason
 
     return remember
-
-
-@contextmanager
-def _signals_stop(network: NetworkThread) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM leaves cleanly, within `LEAVE_WITHIN_S` whatever the trainer is doing; the second ends at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    seen: list[int] = []
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        seen.append(number)
-        if len(seen) > 1:
-            os._exit(ExitCode.INTERRUPTED)
-        network.request_stop()
-        watchdog = threading.Timer(LEAVE_WITHIN_S, _end_process, [network])
-        watchdog.daemon = True
-        watchdog.start()
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if seen:
-        raise KeyboardInterrupt
-
-
-def _end_process(network: NetworkThread) -> None:
-    """The trainer did not come to its senses in time; the network side has cleaned up by itself."""
-    log.warning("the trainer is still busy: leaving without its last checkpoint")
-    network.stop(0.3)
-    os._exit(ExitCode.INTERRUPTED)
 
 
 @contextmanager

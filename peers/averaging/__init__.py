@@ -1,7 +1,8 @@
 """One averaging round, driven over the network. Read `averager.py` (the round, in order), then what it calls:
 
-    gathering.py   join: who takes part            drives protocols.rendezvous
-    exchange.py    blocks out, results back        drives protocols.butterfly
-    settling.py    everybody ends with the same    drives protocols.settlement
-    context.py     what these share
+gathering.py   join: who takes part            drives protocols.rendezvous
+exchange.py    blocks out, results back        drives protocols.butterfly
+settling.py    everybody ends with the same    drives protocols.settlement
+fetching.py    result blocks that others hold
+context.py     what these share
 """

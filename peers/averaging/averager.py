@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from peers.averaging.context import Expected, MemberContext
 from peers.averaging.exchange import Exchange, RoundResult
 from peers.averaging.fetching import fetch_blocks, serve_blocks
-from peers.averaging.gathering import JOIN, Gathering, LeftOut, TooLate, open_join
+from peers.averaging.gathering import JOIN, Gathering, LeftOut, NotFormed, TooLate, open_join
 from peers.averaging.settling import Settling, verdict_bytes
-from peers.interfaces import Handlers, Stream
-from protocols.butterfly import contributors_in
+from peers.interfaces import CallHandler, Handlers, Stream, StreamHandler
+from protocols.butterfly import accepted_weight, contributors_in
+from protocols.codecs.full import all_finite
 from protocols.deadline import AdaptiveDeadline
-from protocols.errors import RemoteRefusal, RemoteTimeout, RoundError
-from protocols.ids import Epoch, PeerId, RoundId
+from protocols.errors import LocalProtocolError, RemoteProtocolError, RemoteRefusal, RemoteTimeout, RoundError
+from protocols.ids import BlockIndex, Epoch, PeerId, RoundId
 from protocols.messages import BlockTask, Commit, Join, Plan, Report, parse
 from protocols.proto.swarm.v1 import control_pb2 as pb
+from protocols.rendezvous import RendezvousRules
 from protocols.settlement import GiveUp
 
 log = logging.getLogger(__name__)
@@ -39,16 +42,16 @@ class Averaged:
         vector_D: weighted mean; read-only, because late members are served from it.
         weight: samples that went in.
         contributors: who is in it.
-        group_size: members of the group, helpers included.
+        members: the group, helpers and ourselves included; of a group that closed the epoch without us, the one who gave us its result.
         included_us: False if the group closed the epoch before our contribution was there.
-        blamed: members that broke the protocol, and how.
+        blamed: members that broke the protocol since the round before, and how.
     """
 
     epoch: Epoch
     vector_D: torch.Tensor
     weight: float
     contributors: tuple[PeerId, ...]
-    group_size: int
+    members: tuple[PeerId, ...]
     included_us: bool
     blamed: dict[PeerId, str]
 
@@ -64,6 +67,9 @@ class Averager:
     def __init__(self, context: MemberContext, on_close: Callable[[Epoch], None]) -> None:
         self._context = context
         self._on_close = on_close
+        self._blamed: dict[PeerId, str] = {}
+        self._failures: Counter[PeerId] = Counter()
+        self._failures_epoch = Epoch(0)
         rules = context.rules
         self._gatherings: dict[Epoch, Gathering] = {}
         self._exchanges: Expected[bytes, Exchange] = Expected(limit=_REMEMBERED_ROUNDS)
@@ -73,9 +79,11 @@ class Averager:
         self._join_deadline = AdaptiveDeadline(rules.stall_timeout_s, rules.join_timeout_s)
         self._exchange_deadline = AdaptiveDeadline(2 * rules.stall_timeout_s, rules.round_timeout_s)
         self.epoch = Epoch(0)
+        calls: dict[str, CallHandler] = {JOIN: self._on_join, "closing": self._on_closing, "report": self._on_report}
+        streams: dict[str, StreamHandler] = {"exchange": self._on_exchange, "blocks": self._on_blocks}
         self.handlers = Handlers(
-            calls={JOIN: self._on_join, "closing": self._on_closing, "report": self._on_report},
-            streams={"exchange": self._on_exchange, "blocks": self._on_blocks},
+            calls={name: self._watched_call(handler) for name, handler in calls.items()},
+            streams={name: self._watched_stream(handler) for name, handler in streams.items()},
         )
 
     # The round, in order
@@ -90,11 +98,14 @@ class Averager:
         Raises:
             LeftOut: the others hold another state or are ahead of us.
             RoundError: nothing was averaged; the contribution may be offered again.
+            LocalProtocolError: our contribution is not finite.
         """
+        if join.weight > 0 and not await self._context.heavy(lambda: all_finite(own_D)):
+            raise LocalProtocolError("our contribution holds a number that is NaN or infinite")
         for tries_left in range(_TRIES, 0, -1):
             try:
                 plan = await self._gather(join, own_D.numel())
-                result, commit, exchange = await self._average(plan, own_D)
+                result, commit = await self._average(plan, own_D)
                 break
             except TooLate as late:
                 return await self._collect(late, own_D.numel())
@@ -103,41 +114,46 @@ class Averager:
                 if tries_left == 1 or isinstance(error, LeftOut):
                     raise
                 log.info("epoch %d: %s; joining again", join.epoch, error)
-        self._conclude(join.epoch, result, commit)
-        members = plan.members
+        blamed = self._conclude(join.epoch, result, commit)
         mask = 0
         for block_mask in result.masks.values():
             mask |= block_mask
-        return Averaged(
-            join.epoch,
-            result.averaged_D,
-            commit.weight,
-            tuple(members[i].peer for i in contributors_in(plan, mask) or ()),
-            len(members),
-            included_us=True,
-            blamed={members[i].peer: reason for i, reason in exchange.blamed.items()},
-        )
+        contributors = tuple(plan.members[i].peer for i in contributors_in(plan, mask) or ())
+        members = tuple(member.peer for i, member in enumerate(plan.members) if i not in plan.absent)
+        return Averaged(join.epoch, result.averaged_D, commit.weight, contributors, members, included_us=True, blamed=blamed)
 
     async def _gather(self, join: Join, size_elems: int) -> Plan:
         """1. Who takes part."""
         self.epoch = join.epoch
         started_s = asyncio.get_running_loop().time()
         gathering = self._gathering(join.epoch)
-        plan = await gathering.form(join, size_elems)
-        if any(self._context.directory.endpoint(member.peer) is None for member in plan.members if member.peer != self._context.me):
+        try:
+            plan = await gathering.form(join, size_elems)
+        except NotFormed as error:
+            self._note_failure(join.epoch, error.leader)
+            raise
+        to_be_dialled = [member.peer for member in plan.members if member.join.bandwidth_bytes_per_s and member.peer != self._context.me]
+        if any(self._context.directory.endpoint(peer) is None for peer in to_be_dialled):
             await self._context.directory.refresh()
         self._join_deadline.observe(asyncio.get_running_loop().time() - started_s)
         return plan
 
-    async def _average(self, plan: Plan, own_D: torch.Tensor) -> tuple[RoundResult, Commit, Exchange]:
+    async def _average(self, plan: Plan, own_D: torch.Tensor) -> tuple[RoundResult, Commit]:
         """2. Exchange blocks; 3. settle; again for what is missing, until everybody who is left holds the same."""
+        try:
+            return await self._attempts(plan, own_D)
+        except RoundError:
+            self._note_failure(plan.epoch, plan.members[0].peer)
+            raise
+
+    async def _attempts(self, plan: Plan, own_D: torch.Tensor) -> tuple[RoundResult, Commit]:
         result = RoundResult(self._context.blocks_of(own_D.numel()))
         self._results[plan.epoch] = result
         first_digest = plan.digest
         while True:
             started_s = asyncio.get_running_loop().time()
-            exchange = Exchange(self._context, plan, own_D, result, self._exchange_deadline.value_s())
-            settling = Settling(self._context, plan, first_digest)
+            exchange = Exchange(self._context, plan, own_D, result, self._exchange_deadline.value_s(), self._blame)
+            settling = Settling(self._context, plan, first_digest, self._blame)
             self._settlings.put(plan.digest, settling)
             self._exchanges.put(plan.digest, exchange)
             await self._fetch(plan, result)
@@ -148,12 +164,12 @@ class Averager:
                 case Commit():
                     if tuple(result.hashes) != verdict.block_hashes:
                         raise RoundError("the group committed to blocks that we do not hold")
-                    return result, verdict, exchange
+                    return result, replace(verdict, weight=accepted_weight(plan, result.masks))  # ours: the leader's is a claim
                 case GiveUp(reason):
                     raise RoundError(reason)
                 case Plan():
-                    log.info("epoch %d: attempt %d repairs %d blocks", plan.epoch, verdict.attempt, len(verdict.reduce) + len(verdict.fetch))
                     plan = verdict
+                    log.info("epoch %d: attempt %d repairs %d blocks", plan.epoch, plan.attempt, len(plan.reduce) + len(plan.fetch))
 
     async def _fetch(self, plan: Plan, result: RoundResult) -> None:
         """In a repair: get blocks that another member already holds."""
@@ -169,21 +185,31 @@ class Averager:
         """The others closed the epoch without us: take their result."""
         result = RoundResult(self._context.blocks_of(size_elems))
         commit = late.commit
-        if len(commit.block_hashes) != result.blocks.count:
-            raise RoundError("the group closed the epoch with a vector of another size")
-        wanted = dict(enumerate(commit.block_hashes))
-        await fetch_blocks(self._context, late.holder, commit.epoch, wanted, result)  # type: ignore[arg-type]
+        wanted = {BlockIndex(block): value for block, value in enumerate(commit.block_hashes)}
+        await fetch_blocks(self._context, late.holder, commit.epoch, wanted, result)
         if tuple(result.hashes) != commit.block_hashes:
             raise RoundError("the result of the round we missed could not be fetched")
-        self._conclude(commit.epoch, result, commit)
-        return Averaged(commit.epoch, result.averaged_D, commit.weight, (), 0, included_us=False, blamed={})
+        blamed = self._conclude(commit.epoch, result, commit)
+        return Averaged(commit.epoch, result.averaged_D, commit.weight, (), (late.holder,), included_us=False, blamed=blamed)
 
-    def _conclude(self, epoch: Epoch, result: RoundResult, commit: Commit) -> None:
-        """Remember this round for members that come late, and forget older ones."""
+    def _conclude(self, epoch: Epoch, result: RoundResult, commit: Commit) -> dict[PeerId, str]:
+        """Remember this round for members that come late, and forget older ones; returns whom to blame."""
+        blamed, self._blamed = self._blamed, {}
         self._results = {epoch: result}
         self._commits = {epoch: commit}
         self._forget_gathering(epoch)
         self.epoch = Epoch(epoch + 1)
+        return blamed
+
+    def _blame(self, peer: PeerId, reason: str) -> None:
+        log.info("member %s broke the protocol: %s", peer.short, reason)
+        self._blamed.setdefault(peer, reason)
+
+    def _note_failure(self, epoch: Epoch, leader: PeerId) -> None:
+        if self._failures_epoch != epoch:
+            self._failures_epoch = epoch
+            self._failures.clear()
+        self._failures[leader] += 1
 
     def _forget_gathering(self, up_to: Epoch) -> None:
         for epoch in [known for known in self._gatherings if known <= up_to]:
@@ -193,10 +219,35 @@ class Averager:
         if epoch not in self._gatherings:
             self._forget_gathering(Epoch(epoch - 1))
             round_id = RoundId(self._context.rules.run, epoch)
-            self._gatherings[epoch] = Gathering(self._context, round_id, self._join_deadline.value_s(), lambda: self._on_close(epoch))
+            failures = dict(self._failures) if self._failures_epoch == epoch else {}
+            rules = RendezvousRules(self._join_deadline.value_s(), self._context.rules.max_group, failures)
+            self._gatherings[epoch] = Gathering(self._context, round_id, rules, lambda: self._on_close(epoch), self._blame)
         return self._gatherings[epoch]
 
     # What we serve to others
+
+    def _watched_call(self, handler: CallHandler) -> CallHandler:
+        async def watched(sender: PeerId, request: bytes) -> bytes:
+            try:
+                return await handler(sender, request)
+            except RemoteProtocolError as error:
+                self._blame(sender, error.reason)  # whoever signed what was sent: it was sent by this member
+                raise
+
+        return watched
+
+    def _watched_stream(self, handler: StreamHandler) -> StreamHandler:
+        async def watched(stream: Stream) -> None:
+            try:
+                async with asyncio.timeout(self._context.rules.round_timeout_s):
+                    await handler(stream)
+            except TimeoutError as error:
+                raise RemoteTimeout(stream.peer, "its stream outlived the round") from error
+            except RemoteProtocolError as error:
+                self._blame(stream.peer, error.reason)
+                raise
+
+        return watched
 
     def _committed(self, epoch: Epoch) -> Commit | None:
         return self._commits.get(epoch)
@@ -210,7 +261,7 @@ class Averager:
     async def _on_join(self, sender: PeerId, request: bytes) -> bytes:
         sealed = await self._context.heavy(lambda: open_join(self._context, request))
         if sealed.peer != sender:
-            raise RemoteRefusal(sender, "not-yours", "that join is another member's")
+            raise RemoteProtocolError(sender, f"it came with the join of {sealed.peer.short}")
         commit = self._committed(sealed.join.epoch)
         if commit:
             return pb.JoinReply(commit=commit.to_message()).SerializeToString()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -18,6 +19,10 @@ from protocols.layout import Blocks
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+Blame = Callable[[PeerId, str], None]
+"""Takes note of a member that broke the protocol, and how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,36 +128,32 @@ def plain_remote_errors() -> Iterator[None]:
 class Expected(Generic[K, V]):
     """Things that the other side may ask for before we have them: waits for them, within bounds.
 
+    Only what we put in ourselves is remembered; what others ask for leaves nothing behind.
+
     Args:
         limit: how many are remembered; the oldest goes first.
     """
 
     limit: int
-    _known: dict[K, asyncio.Future[V]] = field(default_factory=dict)
+    _known: dict[K, V] = field(default_factory=dict)
+    _added: asyncio.Event = field(default_factory=asyncio.Event)
 
     def put(self, key: K, value: V) -> None:
         """Now it is there."""
-        slot = self._slot(key)
-        if not slot.done():
-            slot.set_result(value)
+        self._known[key] = value
+        while len(self._known) > self.limit:
+            del self._known[next(iter(self._known))]
+        self._added.set()
+        self._added = asyncio.Event()
 
     def peek(self, key: K) -> V | None:
         """The value if it is there."""
-        future = self._known.get(key)
-        return future.result() if future and future.done() else None
+        return self._known.get(key)
 
     async def get(self, key: K, timeout_s: float) -> V | None:
         """Wait for it; None if it did not come in time."""
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                return await asyncio.shield(self._slot(key))
-        except TimeoutError:
-            return None
-
-    def _slot(self, key: K) -> asyncio.Future[V]:
-        slot = self._known.get(key)
-        if slot is None:
-            while len(self._known) >= self.limit:
-                del self._known[next(iter(self._known))]
-            slot = self._known[key] = asyncio.get_running_loop().create_future()
-        return slot
+                while key not in self._known:
+                    await self._added.wait()
+        return self._known.get(key)

@@ -13,18 +13,21 @@ from contextlib import asynccontextmanager
 
 import torch
 
-from peers.averaging.context import MemberContext, plain_remote_errors
+from peers.averaging.context import Blame, MemberContext, plain_remote_errors
 from peers.interfaces import Stream
 from protocols.aggregation.mean import weighted_mean
 from protocols.butterfly import BlockReducer, ReduceBlock, blocks_reduced_by, contributors_in, reducers_of, senders_of
 from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RemoteTimeout
-from protocols.frames import HEARTBEAT, BlockBytes, BytesLike, FrameKind, FrameReader, frames_of
+from protocols.frames import CHUNK_BYTES, HEARTBEAT, BlockBytes, BytesLike, FrameKind, FrameReader, frames_of
 from protocols.ids import BlockIndex
 from protocols.layout import Blocks
 from protocols.messages import Plan, block_hash
 from protocols.proto.swarm.v1 import control_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+MIN_CHUNK_BYTES = 2**16
+"""Smallest chunk, for members that say they are slower than that, or nothing."""
 
 
 class RoundResult:
@@ -56,10 +59,13 @@ class Exchange:
         plan: who averages what.
         own_D: our contribution, not changed; ignored if our weight is 0.
         result: where reduced blocks go.
-        cut_after_s: a reducer waits no longer than this for anyone's blocks, however alive they seem.
+        cut_after_s: a reducer waits no longer than this for anyone's blocks, however alive they seem; others wait twice as long for it.
+        blame: called with a reducer that broke the protocol, and how; for senders, `serve` raises.
     """
 
-    def __init__(self, context: MemberContext, plan: Plan, own_D: torch.Tensor, result: RoundResult, cut_after_s: float) -> None:
+    def __init__(
+        self, context: MemberContext, plan: Plan, own_D: torch.Tensor, result: RoundResult, cut_after_s: float, blame: Blame
+    ) -> None:
         index = plan.index_of(context.me)
         if index is None:
             raise ValueError("an exchange of a plan that we are not in")
@@ -70,6 +76,8 @@ class Exchange:
         self._result = result
         self._codec = context.rules.codec
         self._cut_after_s = cut_after_s
+        self._blame = blame
+        self._chunk_bytes = self._fitting_chunk_bytes()
         self._machine = BlockReducer(plan, index)
         self._parts: dict[BlockIndex, dict[int, torch.Tensor]] = {block: {} for block in blocks_reduced_by(plan, index)}
         self._reduced: list[BlockBytes] = []
@@ -78,7 +86,7 @@ class Exchange:
         self._finished_reducing = not self._parts
         self._heard_at_s: dict[int, float] = {}
         self._left_out: set[int] = set()
-        self.blamed: dict[int, str] = {}
+        self._served: set[int] = set()
         self.gone: set[int] = set()
 
     # The attempt, in order
@@ -94,11 +102,13 @@ class Exchange:
             for reducer in sorted(reducers_of(self._plan) - {self._me}, key=lambda r: (r - self._me) % len(self._plan.members)):
                 group.create_task(self._with_reducer(reducer))
             cut = loop.call_later(self._cut_after_s, self._cut)
-            self._order(self._machine.start())
-            await self._contribute_to_self()
-            await reducing
-            watch.cancel()
-            cut.cancel()
+            try:
+                self._order(self._machine.start())
+                await self._contribute_to_self()
+                await reducing
+            finally:
+                cut.cancel()
+                watch.cancel()
 
     async def serve(self, stream: Stream) -> None:
         """The other end of `_with_reducer`: take a member's parts, give it every block we reduce.
@@ -108,7 +118,10 @@ class Exchange:
         """
         sender = self._plan.index_of(stream.peer)
         if sender is None or sender in self._plan.absent:
-            raise RemoteProtocolError(stream.peer, "it is not in this plan")
+            raise RemoteProtocolError(stream.peer, "it opened an exchange of a plan that it is not in")
+        if sender in self._served:
+            raise RemoteProtocolError(stream.peer, "it opened a second stream for one exchange")
+        self._served.add(sender)
         with plain_remote_errors():
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._listen(stream, sender))
@@ -118,7 +131,8 @@ class Exchange:
 
     async def _listen(self, stream: Stream, sender: int) -> None:
         """Take the member's parts, then wait until it leaves: ending the stream under a member that still sends heartbeats would cost it
-        the results that are on their way."""
+        the results that are on their way.
+        """
         if sender in senders_of(self._plan):
             await self._take_parts(stream, sender)
         try:
@@ -128,8 +142,7 @@ class Exchange:
             log.debug("a member has left: %s", error)
 
     async def _take_parts(self, stream: Stream, sender: int) -> None:
-        expected = {block: self._codec.encoded_bytes(self._result.blocks.elems(block)) for block in self._parts}
-        reader = FrameReader(stream.peer, FrameKind.PART, expected)
+        reader = FrameReader(stream.peer, FrameKind.PART, self._expected_bytes(self._me))
         try:
             while not reader.complete:
                 item = reader.feed(await self._next_frame(stream))
@@ -138,7 +151,6 @@ class Exchange:
                     part_E = await self._decoded(item, stream)
                     self._part_arrived(sender, item.block, part_E)
         except RemoteProtocolError as error:
-            self.blamed[sender] = error.reason
             self._sender_gone(sender, error.reason)
             raise
         except (RemoteTimeout, RemoteRefusal) as error:
@@ -210,7 +222,7 @@ class Exchange:
             if sent == len(self._reduced):
                 await self._wait_or_beat(stream, self._news.wait)
                 continue
-            for frame in frames_of(self._reduced[sent]):
+            for frame in frames_of(self._reduced[sent], self._chunk_bytes):
                 await stream.send(frame)
             sent += 1
 
@@ -223,16 +235,17 @@ class Exchange:
         if endpoint is None:
             self.gone.add(reducer)
             return
+        timeout_s = min(2 * self._cut_after_s, self._context.rules.round_timeout_s)
         try:
             with plain_remote_errors():
-                async with self._context.transport.stream(endpoint, "exchange", timeout_s=self._context.rules.round_timeout_s) as stream:
+                async with self._context.transport.stream(endpoint, "exchange", timeout_s=timeout_s) as stream:
                     await stream.send(pb.ExchangeHeader(plan_digest=self._plan.digest).SerializeToString())
                     async with self._alongside(self._send_parts(stream, reducer)):
                         await self._take_results(stream, reducer)
         except RemoteError as error:
             log.info("blocks of member %s are missing in epoch %d: %s", peer.short, self._plan.epoch, error)
             if isinstance(error, RemoteProtocolError):
-                self.blamed[reducer] = error.reason
+                self._blame(peer, error.reason)
             elif isinstance(error, RemoteTimeout):
                 self.gone.add(reducer)
                 self._context.directory.suspect(peer)
@@ -249,19 +262,19 @@ class Exchange:
         if self._me in senders_of(self._plan):
             for block in blocks_reduced_by(self._plan, reducer):
                 data = await self._context.heavy(lambda b=block: self._encode_own(b))  # type: ignore[misc]
-                for frame in frames_of(BlockBytes(FrameKind.PART, block, data)):
+                for frame in frames_of(BlockBytes(FrameKind.PART, block, data), self._chunk_bytes):
                     await stream.send(frame)
         while True:  # our blocks are out: show that we are alive until the results are in
             await asyncio.sleep(self._context.rules.heartbeat_s)
             await stream.send(HEARTBEAT)
 
     async def _take_results(self, stream: Stream, reducer: int) -> None:
-        expected = {b: self._codec.encoded_bytes(self._result.blocks.elems(b)) for b in blocks_reduced_by(self._plan, reducer)}
-        reader = FrameReader(stream.peer, FrameKind.RESULT, expected)
+        reader = FrameReader(stream.peer, FrameKind.RESULT, self._expected_bytes(reducer))
         while not reader.complete:
             item = reader.feed(await self._next_frame(stream))
             if item:
-                if contributors_in(self._plan, item.contributors) is None:
+                contributors = contributors_in(self._plan, item.contributors)
+                if contributors is None or not self._plan.absent.isdisjoint(contributors):
                     raise RemoteProtocolError(stream.peer, f"block {item.block} names contributors that the plan does not have")
                 decoded_E = await self._decoded(item, stream)
                 await self._context.heavy(lambda i=item, d=decoded_E: self._result.put(i, d))  # type: ignore[misc]
@@ -281,6 +294,16 @@ class Exchange:
         return self._codec.encode(self._own_D[start:stop])
 
     # Both
+
+    def _expected_bytes(self, reducer: int) -> dict[BlockIndex, int]:
+        blocks = self._result.blocks
+        return {block: self._codec.encoded_bytes(blocks.elems(block)) for block in blocks_reduced_by(self._plan, reducer)}
+
+    def _fitting_chunk_bytes(self) -> int:
+        """A chunk that our link, shared by all streams, carries between two heartbeats: it must not look like silence."""
+        members = self._plan.members
+        share_bytes_per_s = members[self._me].join.bandwidth_bytes_per_s / max(len(members) - 1, 1)
+        return int(min(max(share_bytes_per_s * self._context.rules.heartbeat_s, MIN_CHUNK_BYTES), CHUNK_BYTES))
 
     async def _next_frame(self, stream: Stream) -> bytes:
         try:

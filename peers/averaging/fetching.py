@@ -61,7 +61,12 @@ async def serve_blocks(context: MemberContext, stream: Stream, results: Mapping[
     Raises:
         RemoteRefusal: we do not hold that round or one of the blocks.
     """
-    request = BlocksRequest.decode(await stream.receive() or b"", stream.peer)
+    try:
+        async with asyncio.timeout(context.rules.stall_timeout_s):
+            first = await stream.receive()
+    except TimeoutError as error:
+        raise RemoteTimeout(stream.peer, "it asked for no block") from error
+    request = BlocksRequest.decode(first or b"", stream.peer)
     result = results.get(request.epoch)
     if result is None:
         raise RemoteRefusal(stream.peer, "unknown-round", f"this member does not hold the result of epoch {request.epoch}")

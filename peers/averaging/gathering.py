@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from peers.averaging.context import MemberContext
+from peers.averaging.context import Blame, MemberContext
 from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RoundError
 from protocols.ids import Attempt, PeerId, RoundId
 from protocols.messages import BlockTask, Commit, Join, Plan, SealedJoin, parse, plan_from_message, require
@@ -38,12 +38,27 @@ log = logging.getLogger(__name__)
 JOIN = "join"
 """Kind of the sealed join, and name of the call that carries it."""
 
+MAX_JOIN_BYTES = 16 * 1024
+"""A sealed join: a few numbers, a certificate chain and a signature."""
+
 _FINAL_REFUSALS = frozenset({"state-differs", "behind"})
 _GROUP_REFUSALS = frozenset({"group-full", "no-quorum"})
 
 
 class LeftOut(RoundError):
     """The others average something that does not fit ours; trying again with the same contribution is useless."""
+
+
+class NotFormed(RoundError):
+    """A leader could not form the group.
+
+    Args:
+        leader: who; somebody else should lead the next try.
+    """
+
+    def __init__(self, reason: str, leader: PeerId) -> None:
+        super().__init__(reason)
+        self.leader = leader
 
 
 class TooLate(RoundError):
@@ -66,6 +81,7 @@ def open_join(context: MemberContext, sealed: bytes) -> SealedJoin:
     Raises:
         RemoteProtocolError: not signed by a member, or absurd.
     """
+    require(len(sealed) <= MAX_JOIN_BYTES, None, f"a join of {len(sealed)} bytes")
     peer, payload = context.notary.open(JOIN, sealed)
     return SealedJoin(peer, Join.decode(payload, peer), sealed)
 
@@ -73,7 +89,8 @@ def open_join(context: MemberContext, sealed: bytes) -> SealedJoin:
 def first_plan(context: MemberContext, joins: tuple[SealedJoin, ...], size_elems: int) -> Plan:
     """The plan that follows from a member list: everyone can compute it, so a leader cannot favour anyone."""
     rules = context.rules
-    owners = assign_blocks(context.blocks_of(size_elems).count, [join.join.bandwidth_bytes_per_s for join in joins])
+    bandwidths = [join.join.bandwidth_bytes_per_s for join in joins] if len(joins) > 1 else [1]  # who is alone reduces for itself
+    owners = assign_blocks(context.blocks_of(size_elems).count, bandwidths)
     reduce = tuple(BlockTask(block, owner) for block, owner in enumerate(owners))  # type: ignore[arg-type]
     return Plan(joins[0].join.epoch, Attempt(0), joins, size_elems, rules.block_elems, rules.codec.name, reduce)
 
@@ -84,16 +101,21 @@ class Gathering:
     Args:
         context: who we are.
         round_id: which round.
-        join_timeout_s: how long to wait for others when we lead.
+        rules: of the rendezvous; their join timeout is how long we wait for others when we lead.
         on_close: called once when the epoch closes before our own contribution is ready.
+        blame: called with a member that broke the protocol, and how.
     """
 
-    def __init__(self, context: MemberContext, round_id: RoundId, join_timeout_s: float, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self, context: MemberContext, round_id: RoundId, rules: RendezvousRules, on_close: Callable[[], None], blame: Blame
+    ) -> None:
         self._context = context
         self._round_id = round_id
         self._on_close = on_close
-        self._join_timeout_s = join_timeout_s
-        self._machine = Rendezvous(round_id, context.me, RendezvousRules(join_timeout_s, context.rules.max_group))
+        self._blame = blame
+        self._join_timeout_s = rules.join_timeout_s
+        self._machine = Rendezvous(round_id, context.me, rules)
+        self._left_out = ""
         self._waiting: dict[PeerId, asyncio.Future[Plan]] = {}
         self._own: SealedJoin | None = None
         self._size_elems = 0
@@ -113,7 +135,9 @@ class Gathering:
         """
         self._own = SealedJoin(self._context.me, join, self._context.notary.seal(JOIN, join.encode()))
         self._size_elems = size_elems
-        self._dispatch(RosterChanged(self._context.directory.live(self._round_id.epoch)))
+        directory = self._context.directory
+        live = directory.live(self._round_id.epoch)
+        self._dispatch(RosterChanged(live, frozenset(peer for peer in live if directory.endpoint(peer) is None)))
         self._dispatch(Ready(self._own))
         return await self._formed
 
@@ -153,6 +177,8 @@ class Gathering:
     # Driving the machine
 
     def _dispatch(self, event: Event) -> None:
+        if self._formed.done():
+            return  # whatever happens now is the round's business, or a later gathering's
         for action in self._machine.handle(event, asyncio.get_running_loop().time()):
             self._do(action)
 
@@ -174,8 +200,10 @@ class Gathering:
                 asyncio.get_running_loop().call_at(time_s, self._dispatch, Tick())
             case Lead(joins):
                 self._lead(joins)
-            case Fail(reason):
-                self._conclude(RoundError(reason))
+            case Fail(reason, left_out):
+                # One refusal is one member's word; now everybody has had the chance to take us in.
+                final = left_out or self._left_out
+                self._conclude(LeftOut(self._left_out or reason) if final else NotFormed(reason, self._context.me))
 
     def _refuse(self, peer: PeerId, code: str, sentence: str) -> None:
         future = self._waiting.get(peer)
@@ -183,6 +211,9 @@ class Gathering:
             future.set_exception(RemoteRefusal(peer, code, sentence))
 
     def _lead(self, joins: tuple[SealedJoin, ...]) -> None:
+        if len(joins) > 1 and not any(join.join.bandwidth_bytes_per_s for join in joins):
+            self._conclude(RoundError("nobody in the group can reduce for the others"))
+            return
         plan = first_plan(self._context, joins, self._size_elems)
         for join in joins:
             future = self._waiting.get(join.peer)
@@ -215,7 +246,7 @@ class Gathering:
             reply = await self._context.transport.call(endpoint, "closing", request, timeout_s=self._context.rules.stall_timeout_s)
             answer = parse(pb.JoinReply, reply, peer)
             if answer.HasField("commit"):
-                self.too_late(Commit.from_message(answer.commit, peer), peer)
+                self.too_late(self._checked_commit(answer.commit, peer), peer)
         except RemoteError as error:
             log.info("closing not heard: %s", error)
             self._unavailable(error, peer)
@@ -233,16 +264,18 @@ class Gathering:
         except RemoteError as error:
             log.info("join not answered: %s", error)
             self._asking = None
+            if isinstance(error, RemoteRefusal) and error.code in _GROUP_REFUSALS:
+                self._conclude(NotFormed(error.reason, leader))
+                return
             if isinstance(error, RemoteRefusal) and error.code in _FINAL_REFUSALS:
-                self._conclude(LeftOut(error.reason))
-            elif isinstance(error, RemoteRefusal) and error.code in _GROUP_REFUSALS:
-                self._conclude(RoundError(error.reason))
-            else:
-                self._unavailable(error, leader)
+                self._left_out = error.reason
+            self._unavailable(error, leader)
 
     def _unavailable(self, error: RemoteError, peer: PeerId) -> None:
         """Go on without a member: one that answers is alive, one that does not is suspected."""
-        if isinstance(error, RemoteRefusal):
+        if isinstance(error, RemoteProtocolError):
+            self._blame(peer, error.reason)
+        if isinstance(error, RemoteRefusal | RemoteProtocolError):
             self._dispatch(LeaderRefused(peer))
         else:
             self._context.directory.suspect(peer)
@@ -251,19 +284,27 @@ class Gathering:
     def _take(self, reply: pb.JoinReply, leader: PeerId) -> None:
         self._asking = None
         if reply.HasField("commit"):
-            self.too_late(Commit.from_message(reply.commit, leader), leader)
+            self.too_late(self._checked_commit(reply.commit, leader), leader)
             return
         require(reply.HasField("plan"), leader, "an empty answer to our join")
         self._conclude(self._checked(reply.plan, leader))
 
+    def _checked_commit(self, message: pb.Commit, sender: PeerId) -> Commit:
+        commit = Commit.from_message(message, sender)
+        require(commit.epoch == self._round_id.epoch, sender, f"a commit of epoch {commit.epoch} where {self._round_id.epoch} closes")
+        same_size = len(commit.block_hashes) == self._context.blocks_of(self._size_elems).count
+        require(same_size, sender, "a commit to a vector of another size")
+        return commit
+
     def _checked(self, message: pb.Plan, leader: PeerId) -> Plan:
         """A leader's plan must be the one that follows from its joins, and hold ours."""
-        require(self._own is not None and self._own.sealed in message.sealed_joins, leader, "a plan without our join")
-        members = tuple(open_join(self._context, sealed) for sealed in message.sealed_joins)
-        plan = plan_from_message(message, members, leader)
         own = self._own
-        if own is None:
-            raise RemoteProtocolError(leader, "a plan that nobody asked for")
+        if own is None or own.sealed not in message.sealed_joins:
+            raise RemoteProtocolError(leader, "a plan without our join")
+        count = len(message.sealed_joins)
+        require(count <= self._context.rules.max_group, leader, f"a plan of {count} members")  # before a signature is verified
+        members = tuple(own if sealed == own.sealed else open_join(self._context, sealed) for sealed in message.sealed_joins)
+        plan = plan_from_message(message, members, leader)
         for member in members:
             same = (member.join.epoch, member.join.state_hash) == (own.join.epoch, own.join.state_hash)
             require(same, leader, f"a plan that mixes us with peer {member.peer.short}, whose epoch or state differs")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from peers.averaging.context import MemberContext
+from peers.averaging.context import Blame, MemberContext
 from peers.averaging.exchange import RoundResult
 from protocols.butterfly import accepted_weight
-from protocols.errors import RemoteError, RemoteRefusal, RemoteTimeout, RoundError
+from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RemoteTimeout, RoundError
 from protocols.ids import PeerId
 from protocols.messages import Commit, Plan, Report, parse, plan_from_message, require
 from protocols.proto.swarm.v1 import control_pb2 as pb
-from protocols.settlement import GiveUp, report_fits, settle
+from protocols.settlement import MAX_ATTEMPTS, GiveUp, report_fits, settle, settlement_order
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +34,12 @@ class Settling:
         context: who we are.
         plan: the attempt.
         first_plan_digest: names the round.
+        blame: called with a member that broke the protocol, and how.
     """
 
-    def __init__(self, context: MemberContext, plan: Plan, first_plan_digest: bytes) -> None:
+    def __init__(self, context: MemberContext, plan: Plan, first_plan_digest: bytes, blame: Blame) -> None:
         self._context = context
+        self._blame = blame
         self._plan = plan
         self._digest = plan.digest
         self._first_plan_digest = first_plan_digest
@@ -62,10 +64,10 @@ class Settling:
         return verdict
 
     async def _settle(self, me: int | None, report: Report, result: RoundResult, gone: set[int]) -> Verdict:
-        for leader in range(len(self._plan.members)):
+        for leader in settlement_order(self._plan):
             if leader == me:
                 return await self._lead(leader, report, accepted_weight(self._plan, result.masks), gone)
-            if leader in self._plan.absent or leader in gone:
+            if leader in gone:
                 continue
             answer = await self._ask(leader, report)
             if answer is not None:
@@ -77,13 +79,14 @@ class Settling:
         """Take a member's report; answers when the verdict is known.
 
         Raises:
-            RemoteRefusal: it is not in this plan, or its report does not fit it.
+            RemoteRefusal: it is not in this plan.
+            RemoteProtocolError: its report does not fit the plan.
         """
         index = self._plan.index_of(sender)
         if index is None or index in self._plan.absent:
             raise RemoteRefusal(sender, "not-in-plan", "you are not in this plan")
         if not report_fits(self._plan, report):
-            raise RemoteRefusal(sender, "bad-report", "your report does not fit the plan")
+            raise RemoteProtocolError(sender, "a report that does not fit its plan")
         self._reports[index] = report
         self._changed.set()
         return await asyncio.shield(self._verdict)
@@ -116,6 +119,8 @@ class Settling:
             return self._checked(parse(pb.Verdict, reply, peer), peer)
         except RemoteError as error:
             log.info("report not answered: %s", error)
+            if isinstance(error, RemoteProtocolError):
+                self._blame(peer, error.reason)
             if isinstance(error, RemoteTimeout):
                 self._context.directory.suspect(peer)
             return GiveUp(error.reason) if isinstance(error, RemoteRefusal) and error.code == "given-up" else None
@@ -127,9 +132,8 @@ class Settling:
             require(commit.first_plan_digest == self._first_plan_digest, leader, "a commit of another round")
             return commit
         require(message.HasField("repair"), leader, "an empty verdict")
-        require(
-            tuple(message.repair.sealed_joins) == tuple(member.sealed for member in self._plan.members), leader, "a repair with other members"
-        )
+        same_members = tuple(message.repair.sealed_joins) == tuple(member.sealed for member in self._plan.members)
+        require(same_members, leader, "a repair with other members")
         repair = plan_from_message(message.repair, self._plan.members, leader)
         same = (repair.epoch, repair.size_elems, repair.block_elems, repair.codec) == (
             self._plan.epoch,
@@ -137,7 +141,8 @@ class Settling:
             self._plan.block_elems,
             self._plan.codec,
         )
-        require(same and repair.attempt == self._plan.attempt + 1, leader, "a repair of another vector or out of turn")
+        in_turn = repair.attempt == self._plan.attempt + 1 and repair.attempt <= MAX_ATTEMPTS
+        require(same and in_turn and repair.absent >= self._plan.absent, leader, "a repair of another vector or out of turn")
         if self._plan.index_of(self._context.me) in repair.absent:
             raise RoundError("the others went on without us")
         return repair

@@ -218,6 +218,7 @@ class HivemindStore:
             record_validator=_Validator(self._gate),
             client_mode=client_mode,
             wait_timeout=_RPC_TIMEOUT_S,
+            blacklist_time=0.0,  # one slow answer must not hide a member for longer than its records live
             reuse_get_requests=False,
             cache_locally=False,
             cache_nearest=0,

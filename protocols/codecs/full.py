@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 
 BytesLike = bytes | bytearray | memoryview
+
+
+def all_finite(vector: torch.Tensor) -> bool:
+    """Whether no element is NaN or infinite. One pass in the usual case: such an element makes the sum non-finite, too."""
+    return bool(torch.isfinite(vector.sum(dtype=torch.float32))) or bool(torch.isfinite(vector).all())  # the sum itself may overflow
 
 
 def read_finite(data: BytesLike, dtype: torch.dtype, elems: int) -> torch.Tensor:
@@ -19,10 +27,14 @@ def read_finite(data: BytesLike, dtype: torch.dtype, elems: int) -> torch.Tensor
     if not elems:
         return torch.empty(0, dtype=dtype)
     vector = torch.frombuffer(bytearray(view) if view.readonly else data, dtype=dtype)
-    # One pass in the usual case: a NaN or an infinity makes the sum non-finite, and so, rarely, does an honest overflow.
-    if not bool(torch.isfinite(vector.sum(dtype=torch.float32))) and not bool(torch.isfinite(vector).all()):
+    if not all_finite(vector):
         raise ValueError("an element is NaN or infinite")
     return vector
+
+
+def bytes_view(array: np.ndarray[Any, Any]) -> BytesLike:
+    """The bytes of a contiguous array without a copy; an empty one has no buffer to look at."""
+    return array.data.cast("B") if array.size else b""
 
 
 class Fp32Codec:
@@ -36,7 +48,7 @@ class Fp32Codec:
 
     def encode(self, block_E: torch.Tensor) -> BytesLike:
         """Little-endian IEEE fp32; shares memory with the block where it can."""
-        return block_E.detach().contiguous().numpy().astype("<f4", copy=False).data.cast("B")
+        return bytes_view(block_E.detach().contiguous().numpy().astype("<f4", copy=False))
 
     def decode(self, data: BytesLike, elems: int) -> torch.Tensor:
         """Shares memory with writable `data`.

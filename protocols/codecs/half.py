@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from protocols.codecs.full import BytesLike, read_finite
+from protocols.codecs.full import BytesLike, bytes_view, read_finite
 
 _LARGEST = 65504.0
 _RELATIVE_ERROR = 2.0**-11
@@ -23,7 +23,7 @@ class Fp16Codec:
     def encode(self, block_E: torch.Tensor) -> BytesLike:
         """Little-endian IEEE fp16, saturating."""
         half_E = block_E.detach().clamp(-_LARGEST, _LARGEST).to(torch.float16)
-        return half_E.contiguous().numpy().astype("<f2", copy=False).data.cast("B")
+        return bytes_view(half_E.contiguous().numpy().astype("<f2", copy=False))
 
     def decode(self, data: BytesLike, elems: int) -> torch.Tensor:
         """A new fp32 vector.

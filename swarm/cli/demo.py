@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -44,7 +43,6 @@ def command(
     folder = state_dir.absolute() if state_dir else Path(tempfile.mkdtemp(prefix="swarm-demo-"))
     if folder.exists() and any(folder.iterdir()):
         raise typer.BadParameter(f"{folder} is not empty: name a new folder.", param_hint="--state-dir")
-    signal.signal(signal.SIGTERM, _interrupt)
     with Live(console=err, refresh_per_second=2) as live:
         demo = Demo(Plan(seconds, goal), folder, say=lambda text: live.console.print(text, markup=False), show=live.update)
         try:
@@ -85,7 +83,3 @@ def _keep_only_export(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt

@@ -1,63 +1,43 @@
-"""The program `swarm-peer`: its commands, its version, and what happens before any of them runs."""
+"""The program `swarm-peer`: what happens before and after any command runs."""
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
-from typing import Annotated
+from types import FrameType
+from typing import NoReturn
 
-import typer
-
-from swarm import environment
-from swarm.cli import coordinate, demo, doctor, export, generate, init, invite, join, status
-from swarm.cli.common import explain, guarded, out
-
-COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
-    ("init", init.command, init.HELP),
-    ("coordinate", coordinate.command, coordinate.HELP),
-    ("invite", invite.command, invite.HELP),
-    ("join", join.command, join.HELP),
-    ("status", status.command, status.HELP),
-    ("doctor", doctor.command, doctor.HELP),
-    ("export", export.command, export.HELP),
-    ("generate", generate.command, generate.HELP),
-    ("demo", demo.command, demo.HELP),
-)
-"""Name, function and help of every command, in the order in which people meet them."""
-
-app = typer.Typer(name="swarm-peer", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-for _name, _command, _help in COMMANDS:
-    app.command(_name, help=_help)(guarded(_command))
+from protocols.errors import ExitCode
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        import importlib.metadata
-
-        out.print(f"swarm-peer {importlib.metadata.version('swarm-peer-training')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _program(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-) -> None:
-    """Train one transformer together: peers find each other by an invite, average what they learn, and may come and go.
-
-    Exit codes: 0 done, 1 a bug of ours, 2 wrong usage, 10 configuration, 11 invite, 12 data, 13 state directory,
-    14 identity in use, 15 network, 16 port in use, 17 wrong run, 18 refused, 19 unhealthy, 20 no state, 21 device,
-    130 interrupted.
-    """
+def main() -> NoReturn:
+    """Entry point of the console script. From here on a signal ends every command with exit code 130 and without a traceback."""
+    try:
+        signal.signal(signal.SIGTERM, _interrupt)
+        _run()
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.INTERRUPTED)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # we are leaving already; the interpreter needs a moment more
 
 
-def main() -> None:
-    """Entry point of the console script: never returns."""
+def _run() -> NoReturn:
+    from swarm import environment
+    from swarm.cli.app import app
+    from swarm.cli.common import explain
+
     environment.prepare_libraries()
     try:
         environment.settings()
     except Exception as error:  # noqa: BLE001  the process's last owner
         sys.exit(explain(error))
     app()
+    sys.exit(ExitCode.OK)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

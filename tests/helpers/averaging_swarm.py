@@ -1,11 +1,12 @@
-"""A few averagers on a simulated network: the real round, no sockets, virtual time."""
+"""Several averagers on one simulated network, with real signatures and a directory in which everybody knows everybody."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from cryptography.exceptions import InvalidSignature
@@ -13,16 +14,27 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from peers.averaging.averager import Averaged, Averager
 from peers.averaging.context import AveragingRules, MemberContext
-from peers.interfaces import Endpoint
+from peers.interfaces import Endpoint, Transport
 from peers.transport.simulated import LinkSpec, SimulatedNetwork, SimulatedTransport
 from protocols.codecs import codec_named
 from protocols.errors import RemoteProtocolError, RoundError
 from protocols.ids import Epoch, PeerId, RunId
 from protocols.messages import Join
+from tests.helpers.swarm_tampering import Tamper, TamperedTransport
 
 RUN = RunId(bytes(range(32)))
 STATE_HASH = b"s" * 32
 SIGNATURE_BYTES = 64
+
+
+@lru_cache(maxsize=4096)
+def _is_signed(public_key: bytes, signature: bytes, message: bytes) -> bool:
+    """All members of a test live in one process: each signature is verified once instead of once by everybody."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True
 
 
 class KeyNotary:
@@ -36,11 +48,11 @@ class KeyNotary:
         return self.peer.public_key + self._key.sign(kind.encode() + payload) + payload
 
     def open(self, kind: str, sealed: bytes) -> tuple[PeerId, bytes]:
+        if len(sealed) < 32 + SIGNATURE_BYTES:
+            raise RemoteProtocolError(None, "too short for a signature")
         peer, signature, payload = PeerId(sealed[:32]), sealed[32 : 32 + SIGNATURE_BYTES], sealed[32 + SIGNATURE_BYTES :]
-        try:
-            Ed25519PublicKey.from_public_bytes(peer.public_key).verify(signature, kind.encode() + payload)
-        except InvalidSignature as error:
-            raise RemoteProtocolError(peer, "bad signature") from error
+        if not _is_signed(peer.public_key, signature, kind.encode() + payload):
+            raise RemoteProtocolError(peer, "bad signature")
         return peer, payload
 
 
@@ -49,14 +61,15 @@ class FixedDirectory:
     """Everybody knows everybody, until they are suspected."""
 
     me: PeerId
-    peers: Sequence[PeerId]
+    endpoints: Mapping[PeerId, Endpoint]
+    undialable: frozenset[PeerId] = frozenset()
     suspects: set[PeerId] = field(default_factory=set)
 
     def live(self, epoch: Epoch) -> frozenset[PeerId]:
-        return frozenset(self.peers) - {self.me} - self.suspects
+        return frozenset(self.endpoints) - {self.me} - self.suspects
 
     def endpoint(self, peer: PeerId) -> Endpoint | None:
-        return Endpoint(peer, str(peer)) if peer in self.peers else None
+        return None if peer in self.undialable else self.endpoints.get(peer)
 
     async def refresh(self) -> None:
         pass
@@ -72,41 +85,77 @@ class Member:
     peer: PeerId
     averager: Averager
     directory: FixedDirectory
+    transport: Transport
+    notary: KeyNotary
     closed: list[Epoch]
 
 
-def make_keys(count: int) -> list[Ed25519PrivateKey]:
-    """Keys that are the same in every run."""
-    return [Ed25519PrivateKey.from_private_bytes(bytes([number + 1]) * 32) for number in range(count)]
+@lru_cache(maxsize=64)
+def make_key(number: int) -> Ed25519PrivateKey:
+    """A key that is the same in every run."""
+    return Ed25519PrivateKey.from_private_bytes(bytes([number + 1]) * 32)
 
 
-def rules(codec: str = "fp32", block_elems: int = 64, **changes: float) -> AveragingRules:
+def rules(codec: str = "fp32", block_elems: int = 64, max_group: int = 64, **changes: float) -> AveragingRules:
     """Small blocks, short deadlines."""
-    base = {"join_timeout_s": 5.0, "stall_timeout_s": 3.0, "round_timeout_s": 30.0, **changes}
-    return AveragingRules(RUN, block_elems, codec_named(codec), 64, base["join_timeout_s"], base["stall_timeout_s"], base["round_timeout_s"])
+    times = {"join_timeout_s": 5.0, "stall_timeout_s": 3.0, "round_timeout_s": 30.0, **changes}
+    return AveragingRules(RUN, block_elems, codec_named(codec), max_group, **times)
+
+
+def same_bytes(outcomes: Sequence[Averaged]) -> bool:
+    """Whether every outcome holds the same vector, bit for bit."""
+    return len({outcome.vector_D.numpy().tobytes() for outcome in outcomes}) == 1
+
+
+def averaged(outcomes: Sequence[Averaged | RoundError]) -> list[Averaged]:
+    """Those that ended well."""
+    return [outcome for outcome in outcomes if isinstance(outcome, Averaged)]
 
 
 class SimulatedSwarm:
-    """`async with SimulatedSwarm(n) as swarm:` gives n members that serve; use under `run_simulated`."""
+    """`async with SimulatedSwarm(n) as swarm:` gives n members that serve; use under `run_simulated`.
 
-    def __init__(self, count: int, *, link: LinkSpec | None = None, seed: int = 0, averaging: AveragingRules | None = None) -> None:
+    Args:
+        count: members, numbered from 0.
+        link, seed: of the network.
+        averaging: rules of all.
+        tampers: what is done to the messages of some members on their way out.
+        clients: members that nobody can dial.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        link: LinkSpec | None = None,
+        seed: int = 0,
+        averaging: AveragingRules | None = None,
+        tampers: Mapping[int, Tamper] | None = None,
+        clients: Sequence[int] = (),
+    ) -> None:
         self.network = SimulatedNetwork(seed, link or LinkSpec(latency_s=0.02, jitter_s=0.005, bandwidth_bytes_per_s=1e7))
-        self.keys = make_keys(count)
+        self.keys = [make_key(number) for number in range(count)]
         self.averaging = averaging or rules()
         self.members: list[Member] = []
+        self._tampers = tampers or {}
+        self._clients = clients
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> SimulatedSwarm:
         tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         peers = [PeerId(key.public_key().public_bytes_raw()) for key in self.keys]
-        for key, peer in zip(self.keys, peers, strict=True):
-            transport = SimulatedTransport(self.network, peer)
-            directory = FixedDirectory(peer, peers)
-            context = MemberContext(peer, transport, directory, KeyNotary(key), self.averaging, tasks)
+        endpoints = {peer: Endpoint(peer, str(peer)) for peer in peers}
+        undialable = frozenset(peers[number] for number in self._clients)
+        for number, (key, peer) in enumerate(zip(self.keys, peers, strict=True)):
+            transport: Transport = SimulatedTransport(self.network, peer)
+            if number in self._tampers:
+                transport = TamperedTransport(transport, self._tampers[number])
+            directory, notary = FixedDirectory(peer, endpoints, undialable), KeyNotary(key)
+            context = MemberContext(peer, transport, directory, notary, self.averaging, tasks)
             closed: list[Epoch] = []
             averager = Averager(context, closed.append)
             await self._stack.enter_async_context(transport.serve(averager.handlers))
-            self.members.append(Member(peer, averager, directory, closed))
+            self.members.append(Member(peer, averager, directory, transport, notary, closed))
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -123,17 +172,18 @@ class SimulatedSwarm:
         epoch: int = 0,
         weights: Sequence[float] | None = None,
         bandwidths: Sequence[int] | None = None,
+        states: Mapping[int, bytes] | None = None,
         who: Sequence[int] | None = None,
         after_s: Callable[[int], float] = lambda number: 0.0,
     ) -> list[Averaged | RoundError]:
-        """Run one round of the members `who` (default all); each starts after its delay."""
+        """Run one round of the members `who` (default all); each starts after its delay. `states` names those with another state."""
         chosen = list(range(len(self.members))) if who is None else list(who)
 
         async def one(number: int) -> Averaged | RoundError:
             await asyncio.sleep(after_s(number))
             weight = weights[number] if weights else 1.0
             bandwidth = bandwidths[number] if bandwidths else 1_000_000
-            join = Join(Epoch(epoch), STATE_HASH, weight, bandwidth)
+            join = Join(Epoch(epoch), (states or {}).get(number, STATE_HASH), weight, bandwidth)
             try:
                 return await self.members[number].averager.run_round(join, self.vector(number, size_elems))
             except RoundError as error:

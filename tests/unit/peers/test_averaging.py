@@ -7,25 +7,14 @@ import asyncio
 import pytest
 import torch
 
-from peers.averaging.averager import Averaged
+from peers.averaging.gathering import LeftOut
 from peers.simulation import run_simulated
 from peers.transport.simulated import LinkSpec
 from protocols.codecs import codec_named
-from protocols.errors import RoundError
 from protocols.ids import Epoch
-from tests.helpers.averaging_swarm import SimulatedSwarm, rules
+from tests.helpers.averaging_swarm import SimulatedSwarm, averaged, rules, same_bytes
 
 SIZE_ELEMS = 1000
-
-
-def same_bytes(outcomes: list[Averaged]) -> bool:
-    """Whether every outcome holds the same vector, bit for bit."""
-    first = outcomes[0].vector_D.numpy().tobytes()
-    return all(outcome.vector_D.numpy().tobytes() == first for outcome in outcomes)
-
-
-def averaged(outcomes: list[Averaged | RoundError]) -> list[Averaged]:
-    return [outcome for outcome in outcomes if isinstance(outcome, Averaged)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 16])
@@ -61,13 +50,14 @@ def test_a_helper_adds_nothing_and_gets_the_result() -> None:
     run_simulated(main(), seed=1)
 
 
-def test_a_client_only_member_takes_part_without_reducing() -> None:
+@pytest.mark.parametrize("client", range(3))
+def test_a_member_that_nobody_can_dial_takes_part_without_leading_or_reducing(client: int) -> None:
     async def main() -> None:
-        async with SimulatedSwarm(3) as swarm:
-            done = averaged(await swarm.round(SIZE_ELEMS, bandwidths=[1000, 0, 1000]))
+        async with SimulatedSwarm(3, clients=[client]) as swarm:
+            done = averaged(await swarm.round(SIZE_ELEMS, bandwidths=[0 if n == client else 1000 for n in range(3)]))
             assert len(done) == 3
             assert same_bytes(done)
-            assert swarm.members[1].peer in done[0].contributors
+            assert swarm.members[client].peer in done[0].contributors
 
     run_simulated(main(), seed=1)
 
@@ -107,15 +97,8 @@ def test_a_member_that_comes_too_late_gets_the_result_it_is_not_in() -> None:
 def test_a_member_with_another_state_is_left_out() -> None:
     async def main() -> None:
         async with SimulatedSwarm(3) as swarm:
-            strange = swarm.members[1].averager
-            strange_gather = strange._gather
-
-            async def lie(join, size_elems):  # type: ignore[no-untyped-def]
-                return await strange_gather(type(join)(join.epoch, b"x" * 32, 1.0, 1000), size_elems)
-
-            strange._gather = lie  # type: ignore[method-assign]
-            outcomes = await swarm.round(SIZE_ELEMS)
-            assert isinstance(outcomes[1], RoundError)
+            outcomes = await swarm.round(SIZE_ELEMS, states={1: b"x" * 32})
+            assert isinstance(outcomes[1], LeftOut)
             done = averaged(outcomes)
             assert len(done) == 2
             assert same_bytes(done)

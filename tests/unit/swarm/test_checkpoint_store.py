@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import errno
 import os
 from pathlib import Path
@@ -69,7 +70,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     newest = store.newest()
     assert newest is not None
     assert newest.epoch == 1
-    assert [r.levelname for r in caplog.records if "epoch-000002" in r.getMessage()] == ["WARNING"]
+    assert [r.levelno for r in caplog.records if "epoch-000002" in r.getMessage()] == [logging.WARNING]
     with pytest.raises(StateDirError, match="epoch-000002"):
         load_checkpoint(tmp_path / "epoch-000002")
 

@@ -23,7 +23,7 @@ from protocols.errors import (
     RoundError,
     StateDirError,
 )
-from swarm.cli import common, main
+from swarm.cli import app, common
 from swarm.cli.join import read_invite
 from swarm.monitoring.status import STOPPED, write_status
 from tests.unit.swarm.status_builder import a_status
@@ -43,12 +43,12 @@ FROZEN = {
 
 
 def _run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(main.app, list(arguments), env={"COLUMNS": "200", "TERM": "dumb"})
+    result = CliRunner().invoke(app.app, list(arguments), env={"COLUMNS": "200", "TERM": "dumb"})
     return result.exit_code, result.stdout, result.stderr
 
 
 def test_the_command_line_is_frozen() -> None:
-    group = typer.main.get_command(main.app)
+    group = typer.main.get_command(app.app)
     found = {
         name: {
             option
@@ -71,7 +71,7 @@ def test_every_help_says_how_by_an_example(name: str) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, swarm.cli.main; "
+        "import sys, swarm.cli.app; "
         "heavy = {'torch', 'numpy', 'transformers', 'hivemind', 'grpc', 'pydantic', 'libp2p', 'cryptography'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )

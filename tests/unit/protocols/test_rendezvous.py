@@ -1,0 +1,311 @@
+"""Group formation: who leads, who is waited for, and that nobody can hold it up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocols.ids import Epoch, PeerId, RoundId
+from protocols.messages import SealedJoin
+from protocols.rendezvous import (
+    MAX_ASKS,
+    Action,
+    Announce,
+    CloseEpoch,
+    ClosingHeard,
+    Event,
+    Fail,
+    JoinArrived,
+    JoinWithdrawn,
+    Lead,
+    LeaderRefused,
+    LeaderSilent,
+    Ready,
+    Refuse,
+    Rendezvous,
+    RendezvousRules,
+    RosterChanged,
+    SendJoin,
+    Tick,
+    WakeAt,
+    rendezvous_order,
+)
+from tests.helpers.round_values import OTHER_STATE, ROUND, join_of, peer
+
+ORDER = rendezvous_order(ROUND, [peer(number) for number in range(5)])
+A, B, C, D, E = ORDER
+TIMEOUT_S = 5.0
+
+
+def machine(me: PeerId, live: Iterable[PeerId] = ORDER, *, max_group: int = 64, failures: dict[PeerId, int] | None = None) -> Rendezvous:
+    found = Rendezvous(ROUND, me, RendezvousRules(TIMEOUT_S, max_group, failures or {}))
+    assert found.handle(RosterChanged(frozenset(live)), 0.0) == []
+    return found
+
+
+def ready(me: PeerId, state: bytes = b"s" * 32, bandwidth: int = 1000) -> Ready:
+    return Ready(join_of(me, bandwidth=bandwidth, state=state))
+
+
+def arrived(who: PeerId, state: bytes = b"s" * 32) -> JoinArrived:
+    return JoinArrived(join_of(who, state=state))
+
+
+def play(target: Rendezvous, *events: Event, now: float = 0.0) -> list[Action]:
+    """What the last event leads to."""
+    actions: list[Action] = []
+    for event in events:
+        actions = target.handle(event, now)
+    return actions
+
+
+def led(actions: list[Action]) -> list[PeerId]:
+    """Members of the group that was formed, in order."""
+    (lead,) = [action for action in actions if isinstance(action, Lead)]
+    return [join.peer for join in lead.joins]
+
+
+# Order
+
+
+def test_the_order_is_the_same_for_everybody_and_another_in_each_round() -> None:
+    assert rendezvous_order(ROUND, reversed(ORDER)) == ORDER
+    orders = {rendezvous_order(RoundId(ROUND.run, Epoch(epoch)), ORDER) for epoch in range(20)}
+    assert len(orders) > 10
+    assert len({order[0] for order in orders}) == 5
+
+
+# Following
+
+
+def test_a_member_joins_the_first_in_order() -> None:
+    assert play(machine(C), ready(C)) == [SendJoin(A)]
+
+
+def test_it_waits_until_its_contribution_is_ready() -> None:
+    target = machine(C)
+    assert play(target, ClosingHeard(A)) == [CloseEpoch()]
+    assert play(target, ClosingHeard(A), Tick(), LeaderSilent(A)) == []
+    assert play(target, ready(C)) == [SendJoin(B)]
+
+
+def test_a_silent_leader_is_skipped_and_in_the_end_we_lead() -> None:
+    target = machine(C)
+    play(target, ready(C))
+    assert play(target, LeaderSilent(A)) == [SendJoin(B)]
+    assert play(target, LeaderSilent(B)) == [Announce((D, E)), WakeAt(TIMEOUT_S)]
+
+
+def test_an_earlier_leader_that_calls_late_is_turned_to() -> None:
+    target = machine(C)
+    play(target, ready(C), LeaderSilent(A))
+    assert play(target, ClosingHeard(A)) == [SendJoin(A)]
+
+
+def test_an_earlier_leader_that_nobody_knew_is_turned_to() -> None:
+    target = machine(C, live=[B, D])
+    assert play(target, ready(C)) == [SendJoin(B)]
+    assert play(target, ClosingHeard(A)) == [SendJoin(A)]
+
+
+def test_the_call_of_a_later_leader_changes_nothing() -> None:
+    target = machine(C)
+    play(target, ready(C))
+    assert play(target, ClosingHeard(D)) == []
+
+
+def test_we_turn_to_nobody_more_than_so_often() -> None:
+    """A member that calls and never answers must not keep the others busy for ever."""
+    target = machine(B)
+    asked = play(target, ready(B)).count(SendJoin(A))
+    for _ in range(10):
+        play(target, LeaderSilent(A))
+        asked += play(target, ClosingHeard(A)).count(SendJoin(A))
+    assert asked == MAX_ASKS
+
+
+def test_a_member_that_joins_us_is_no_leader_wherever_it_stands() -> None:
+    """A joins B, and B would wait for A, if the order alone counted."""
+    target = machine(B, live=[A])
+    assert play(target, ready(B)) == [SendJoin(A)]
+    assert led(play(target, arrived(A))) == [B, A]
+
+
+def test_joining_and_withdrawing_does_not_restart_the_deadline() -> None:
+    target = machine(B, live=[A, C])
+    play(target, ready(B), LeaderSilent(A))
+    for now in (1.0, 2.0, 3.0, 4.0):
+        play(target, arrived(A), JoinWithdrawn(A), LeaderRefused(A), now=now)
+    assert any(isinstance(action, Fail) for action in play(target, Tick(), now=TIMEOUT_S))
+
+
+def test_who_cannot_be_dialled_does_not_lead_and_is_waited_for() -> None:
+    target = Rendezvous(ROUND, B, RendezvousRules(TIMEOUT_S, 64))
+    target.handle(RosterChanged(frozenset({A, C}), undialable=frozenset({A})), 0.0)
+    assert play(target, ready(B)) == [Announce((C,)), WakeAt(TIMEOUT_S)]
+    assert play(target, arrived(C)) == []
+    assert led(play(target, arrived(A))) == [B, A, C]
+
+
+def test_who_reduces_nothing_leads_only_if_nobody_else_is_there() -> None:
+    target = machine(A, live=[B, C])
+    assert play(target, ready(A, bandwidth=0)) == [SendJoin(B)]
+    assert play(target, LeaderSilent(B)) == [SendJoin(C)]
+    assert led(play(target, LeaderSilent(C))) == [A]
+
+
+def test_whoever_led_a_round_that_failed_leads_later() -> None:
+    assert play(machine(C, failures={A: 1}), ready(C)) == [SendJoin(B)]
+    assert play(machine(C, failures={A: 1, B: 1}), ready(C)) == [Announce((A, B, D, E)), WakeAt(TIMEOUT_S)]
+    assert play(machine(A, failures={A: 1}), ready(A)) == [SendJoin(B)]
+    assert play(machine(C, failures={A: 2, B: 1, C: 1, D: 1, E: 1}), ready(C)) == [SendJoin(B)]
+
+
+# Leading
+
+
+def test_everybody_joined_forms_at_once_in_order() -> None:
+    target = machine(A)
+    assert play(target, ready(A)) == [Announce((B, C, D, E)), WakeAt(TIMEOUT_S)]
+    assert play(target, arrived(E), arrived(C), arrived(D)) == []
+    assert led(play(target, arrived(B))) == [A, B, C, D, E]
+
+
+def test_alone_forms_at_once() -> None:
+    assert led(play(machine(A, live=[]), ready(A))) == [A]
+
+
+def test_the_first_join_closes_the_epoch_and_joins_are_kept_until_we_are_ready() -> None:
+    target = machine(A, live=[B, C])
+    assert play(target, arrived(B)) == [CloseEpoch()]
+    assert play(target, arrived(C)) == []
+    assert play(target, Tick(), now=100.0) == []
+    assert led(play(target, ready(A), now=100.0)) == [A, B, C]
+
+
+def test_a_silent_member_is_neither_waited_for_nor_counted() -> None:
+    target = machine(A)
+    play(target, ready(A), LeaderSilent(B), LeaderSilent(C), LeaderSilent(D))
+    assert led(play(target, LeaderSilent(E))) == [A]
+
+
+def test_a_member_that_refuses_is_not_waited_for_but_counts_for_the_quorum() -> None:
+    target = machine(A)
+    actions = play(target, ready(A), LeaderRefused(B), LeaderRefused(C), LeaderRefused(D), arrived(E))
+    assert actions[-1] == Fail("only 2 of 5 live members joined in time")
+    assert led(play(machine(A), ready(A), LeaderRefused(B), LeaderRefused(C), arrived(D), arrived(E))) == [A, D, E]
+
+
+@pytest.mark.parametrize("joined", range(5))
+def test_at_the_deadline_more_than_half_must_be_there(joined: int) -> None:
+    target = machine(A)
+    play(target, ready(A), *(arrived(who) for who in ORDER[1 : 1 + joined]))
+    if joined == 4:
+        return  # formed at once
+    assert play(target, Tick(), now=TIMEOUT_S - 0.01) == []
+    actions = play(target, Tick(), now=TIMEOUT_S)
+    if 2 * (joined + 1) > 5:
+        assert led(actions) == list(ORDER[: joined + 1])
+    else:
+        reason = f"only {joined + 1} of 5 live members joined in time"
+        assert actions == [*(Refuse(who, "no-quorum", reason) for who in ORDER[1 : 1 + joined]), Fail(reason)]
+
+
+def test_a_join_that_is_withdrawn_does_not_count() -> None:
+    target = machine(A, live=[B, C])
+    play(target, ready(A), arrived(B), JoinWithdrawn(B))
+    assert play(target, arrived(C)) == []
+    assert led(play(target, Tick(), now=TIMEOUT_S)) == [A, C]
+
+
+def test_a_second_join_replaces_the_first() -> None:
+    target = machine(A, live=[B, C])
+    newer = SealedJoin(B, join_of(B).join, b"newer")
+    play(target, ready(A), arrived(B), JoinArrived(newer))
+    (lead,) = play(target, arrived(C))
+    assert isinstance(lead, Lead)
+    assert lead.joins[1] is newer
+
+
+def test_a_full_group_takes_the_leader_and_the_first_in_order() -> None:
+    target = machine(A, max_group=3)
+    actions = play(target, ready(A), arrived(E), arrived(D), arrived(C), arrived(B))
+    assert led(actions) == [A, B, C]
+    assert [(action.peer, action.code) for action in actions if isinstance(action, Refuse)] == [(D, "group-full"), (E, "group-full")]
+
+
+def test_a_leader_later_in_order_is_always_in_its_own_group() -> None:
+    target = machine(E, live=ORDER, max_group=2, failures={A: 1, B: 1, C: 1, D: 1})
+    assert led(play(target, ready(E), arrived(A), arrived(B), arrived(C), arrived(D))) == [E, A]
+
+
+def test_the_state_of_most_wins_and_the_others_are_refused() -> None:
+    target = machine(A)
+    actions = play(target, ready(A), arrived(B), arrived(C, OTHER_STATE), arrived(D), arrived(E, OTHER_STATE))
+    assert led(actions) == [A, B, D]
+    assert [(action.peer, action.code) for action in actions if isinstance(action, Refuse)] == [(C, "state-differs"), (E, "state-differs")]
+
+
+def test_a_leader_whose_state_differs_gives_way() -> None:
+    target = machine(A, live=[B, C])
+    actions = play(target, ready(A), arrived(B, OTHER_STATE), arrived(C, OTHER_STATE))
+    assert [action.code for action in actions if isinstance(action, Refuse)] == ["not-leading", "not-leading"]
+    assert actions[-1] == Fail("our state differs from the majority's", left_out=True)
+
+
+def test_between_two_states_held_by_as_many_the_leaders_wins() -> None:
+    target = machine(A, live=[B])
+    actions = play(target, ready(A, OTHER_STATE), arrived(B))
+    assert led(actions) == [A]
+
+
+def test_after_the_group_is_formed_nothing_happens() -> None:
+    target = machine(A, live=[B])
+    assert led(play(target, ready(A), arrived(B))) == [A, B]
+    events: list[Event] = [arrived(C), ClosingHeard(D), LeaderSilent(B), JoinWithdrawn(B), Tick(), ready(A), RosterChanged(frozenset())]
+    assert all(target.handle(event, 99.0) == [] for event in events)
+
+
+def test_a_copy_of_ourselves_changes_nothing() -> None:
+    target = machine(A, live=[B])
+    play(target, ready(A), ClosingHeard(A), arrived(A))
+    assert led(play(target, arrived(B))) == [A, B]
+
+
+# Whatever happens
+
+EVENTS = st.one_of(
+    st.sampled_from(ORDER).map(arrived),
+    st.sampled_from(ORDER).map(lambda who: arrived(who, OTHER_STATE)),
+    st.sampled_from([*map(JoinWithdrawn, ORDER), *map(ClosingHeard, ORDER), *map(LeaderSilent, ORDER), *map(LeaderRefused, ORDER), Tick()]),
+    st.just(ready(C)),
+    st.frozensets(st.sampled_from(ORDER)).map(RosterChanged),
+)
+
+
+@given(st.lists(st.tuples(EVENTS, st.floats(0, 2)), max_size=40))
+def test_whatever_happens_it_ends_once_and_soundly(script: list[tuple[Event, float]]) -> None:
+    target = machine(C)
+    now, asks, ended = 0.0, 0, 0
+    led_since_s: float | None = None
+    for event, wait_s in script:
+        now += wait_s
+        actions = target.handle(event, now)
+        assert not (ended and actions)
+        asks += sum(isinstance(action, SendJoin) for action in actions)
+        ended += sum(isinstance(action, Lead | Fail) for action in actions)
+        assert all(action.leader != C for action in actions if isinstance(action, SendJoin))
+        assert all(C not in action.to for action in actions if isinstance(action, Announce))
+        if any(isinstance(action, WakeAt) for action in actions):
+            assert led_since_s is None
+            led_since_s = now
+        for lead in (action for action in actions if isinstance(action, Lead)):
+            members = [join.peer for join in lead.joins]
+            assert members[0] == C
+            assert len(set(members)) == len(members)
+            assert len({join.join.state_hash for join in lead.joins}) == 1
+    assert ended <= 1
+    assert asks <= MAX_ASKS * 4
