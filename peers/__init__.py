@@ -14,5 +14,6 @@ No model, no data and no optimizer in here. In reading order:
 - `state_snapshot`, `state_server`, `state_transfer`: the shared state, served and fetched in verified pieces.
 - `training_peer`, `bridge`, `local`: what the trainer sees of a peer; `bridge.PeerHandle` is the only object that the trainer's thread and
   the network's thread both touch.
+- `roster`, `node`: who is there; and one member put together, owner of every task. `memory`: buffers kept for the next large message.
 - `probe/`: looking at a node from outside with py-libp2p, in a process of its own.
 """

@@ -44,6 +44,7 @@ LEAVE_WITHIN_S = 1.5
 """How long saying goodbye may take."""
 
 HEAVY_THREADS = 2
+_RECORD_GAP_S = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,7 @@ class Node:
         self._report = TrainerReport(0, 0.0, None, "joining")
         self._held = EpochAnnouncement(Epoch(0), b"", 0)
         self._epoch_began_at: SwarmTime = clock.now()
+        self._published_at = SwarmTime(0.0)
         self._news = asyncio.Event()
         self._last_group: tuple[PeerId, ...] = ()
         self._averager: Averager | None = None
@@ -149,7 +151,7 @@ class Node:
         self._report = dataclasses.replace(self._report, phase="leaving")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_WITHIN_S):
-                await self._store_record(seal_progress(self._progress(), self._sealer))
+                await self._store_record(self._next_progress())
 
     # What the swarm hears of us
 
@@ -167,7 +169,7 @@ class Node:
         """Progress: at once when the epoch changed, otherwise about once a second."""
         while True:
             self._news.clear()
-            await self._store_record(seal_progress(self._progress(), self._sealer))
+            await self._store_record(self._next_progress())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PROGRESS_EVERY_S):
                     await self._news.wait()
@@ -175,6 +177,14 @@ class Node:
     async def _store_record(self, record: SealedRecord) -> None:
         if not await self._store.put(record.key, record.subkey, record.value, record.expires_at):
             log.debug("record not stored: key=%s", record.key)
+
+    def _next_progress(self) -> SealedRecord:
+        """Our progress, sealed; of two records that expire in the same millisecond the store would keep the first."""
+        progress = self._progress()
+        if abs(progress.time - self._published_at) < _RECORD_GAP_S:
+            progress = dataclasses.replace(progress, time=SwarmTime(self._published_at + _RECORD_GAP_S))
+        self._published_at = progress.time
+        return seal_progress(progress, self._sealer)
 
     def _progress(self) -> Progress:
         phase: Phase = self._report.phase  # type: ignore[assignment]
@@ -290,6 +300,8 @@ class Node:
         """Close the contribution's epoch together with the others."""
         if self._averager is None:
             raise RoundError("the network is not up yet")
+        if self._estimate().behind:
+            return RoundOutcome(RoundStatus.BEHIND, contribution.epoch, reason="the swarm has gone on from the state this was computed on")
         join = Join(contribution.epoch, contribution.state_hash, contribution.weight, self._settings.bandwidth_bytes_per_s)
         try:
             averaged = await self._averager.run_round(join, contribution.vector)

@@ -38,6 +38,7 @@ class Roster:
         self.progress: dict[PeerId, Progress] = {}
         self._suspected_at: dict[PeerId, SwarmTime] = {}
         self._fellows: dict[PeerId, Epoch] = {}
+        self._read: dict[tuple[str, str], bytes] = {}
         self._refreshing = asyncio.Lock()
 
     async def refresh(self) -> None:
@@ -49,18 +50,25 @@ class Roster:
             presences = await self._store.get(record_key(self._run, "presence"))
             progress = await self._store.get(record_key(self._run, "progress"))
         now = self._clock.now()
-        for value in presences.values():
+        for subkey, value in presences.items():
+            if self._read.get(("presence", subkey)) == value:
+                continue  # a signature takes longer to verify than a record to compare
             try:
                 presence = self._reader.presence(value, now)
             except RemoteProtocolError as error:
                 log.debug("presence dropped: %s", error)
                 continue
             self.presences[presence.peer] = presence
-        for value in progress.values():
+            self._read["presence", subkey] = value
+        for subkey, value in progress.items():
+            if self._read.get(("progress", subkey)) == value:
+                continue
             try:
                 self._note_progress(self._reader.progress(value, now))
             except RemoteProtocolError as error:
                 log.debug("progress dropped: %s", error)
+                continue
+            self._read["progress", subkey] = value
 
     def _note_progress(self, progress: Progress) -> None:
         """Keep it unless we know a newer one; a member that speaks again is suspected no longer."""
@@ -102,9 +110,7 @@ class Roster:
         Whoever closed the epoch before with us counts even if its records are overdue, until it is suspected or says that it leaves.
         """
         fellows = {
-            peer
-            for peer, since in self._fellows.items()
-            if since == epoch and peer not in self._suspected_at and not self._leaving(peer)
+            peer for peer, since in self._fellows.items() if since == epoch and peer not in self._suspected_at and not self._leaving(peer)
         }
         return frozenset(fellows) | frozenset(
             peer

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
+
 from protocols.errors import RemoteProtocolError
 from protocols.ids import BlockIndex, PeerId
 
@@ -102,7 +104,7 @@ class FrameReader:
         if self._current is None:
             if block not in self._waiting or offset != 0 or total != self._waiting[block]:
                 raise RemoteProtocolError(self._sender, f"block {block} of {total} bytes at offset {offset} was not expected")
-            self._current = BlockBytes(self._kind, block, bytearray(total), contributors)
+            self._current = BlockBytes(self._kind, block, np.empty(total, dtype=np.uint8).data, contributors)
             self._filled = 0
         return self._append(block, offset, total, contributors, memoryview(frame)[_HEADER.size :])
 
@@ -113,9 +115,7 @@ class FrameReader:
             raise RemoteProtocolError(self._sender, f"a chunk at offset {offset} of block {block} is not the next one")
         if offset + len(chunk) > total or (not chunk and total):
             raise RemoteProtocolError(self._sender, f"a chunk of {len(chunk)} bytes does not fit block {block}")
-        buffer = current.data
-        if isinstance(buffer, bytearray):
-            buffer[offset : offset + len(chunk)] = chunk
+        memoryview(current.data)[offset : offset + len(chunk)] = chunk
         self._filled = offset + len(chunk)
         if self._filled < total:
             return None

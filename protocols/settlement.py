@@ -5,7 +5,7 @@ member (the leader; the next in order if it falls silent) decides from the repor
 
     everybody holds the same whole vector      -> Commit
     a block is missing or differs somewhere    -> a repair Plan: who holds the most common bytes serves them, and a block that nobody holds
-                                                  is reduced again among the survivors
+                                                  is reduced again among the survivors, as is one that its only holder does not serve
     repairs do not help                        -> Commit if a strict majority of the plan's members holds one whole vector: a member that
                                                   keeps reporting something else is lying or broken, and fetches the result by itself
 
@@ -80,29 +80,43 @@ def _most_common(reports: Mapping[int, Report], block: BlockIndex) -> bytes:
 
 def _repair(plan: Plan, reports: Mapping[int, Report], held: list[bytes]) -> Plan:
     survivors = sorted(reports)
+    tried = {task.block: task.member for task in (*plan.reduce, *plan.fetch)}
     fetch: list[BlockTask] = []
     hashes: list[bytes] = []
     missing: list[BlockIndex] = []
     for number, value in enumerate(held):
         block = BlockIndex(number)
-        if not value:
-            missing.append(block)
-        elif any(reports[i].block_hashes[block] != value for i in survivors):
-            holders = [i for i in survivors if reports[i].block_hashes[block] == value]
+        holders = [i for i in survivors if value and reports[i].block_hashes[block] == value]
+        if len(holders) == len(survivors):
+            continue
+        if plan.attempt > 0:  # in a repair everybody gets the block from one member: it has not served all, so it is not asked again
+            holders = [i for i in holders if i != tried.get(block)]
+        if holders:
             fetch.append(BlockTask(block, holders[number % len(holders)]))
             hashes.append(value)
-    bandwidths = [plan.members[i].join.bandwidth_bytes_per_s for i in survivors]
-    if missing and not any(bandwidths):
-        bandwidths = [1] * len(survivors)  # only client-only members are left: they must reduce for each other or the block is lost
-    owners = assign_blocks(len(missing), bandwidths) if missing else ()
+        else:
+            missing.append(block)
     return replace(
         plan,
         attempt=Attempt(plan.attempt + 1),
-        reduce=tuple(BlockTask(block, survivors[owner]) for block, owner in zip(missing, owners, strict=True)),
+        reduce=_reassigned(plan, missing, survivors, {tried[block] for block in missing if block in tried}),
         fetch=tuple(fetch),
         fetch_hashes=tuple(hashes),
         absent=frozenset(range(len(plan.members))) - frozenset(survivors),
     )
+
+
+def _reassigned(plan: Plan, missing: list[BlockIndex], survivors: list[int], failed: set[int]) -> tuple[BlockTask, ...]:
+    """Blocks to reduce again: not by those who were to do it this time, as long as there are others."""
+    if not missing:
+        return ()
+    able = [i for i in survivors if i not in failed] or survivors
+    bandwidths = [plan.members[i].join.bandwidth_bytes_per_s for i in able]
+    if not any(bandwidths):
+        able = survivors
+        bandwidths = [max(plan.members[i].join.bandwidth_bytes_per_s, 1) for i in able]  # or the blocks would be lost
+    owners = assign_blocks(len(missing), bandwidths)
+    return tuple(BlockTask(block, able[owner]) for block, owner in zip(missing, owners, strict=True))
 
 
 def report_fits(plan: Plan, report: Report) -> bool:

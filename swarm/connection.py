@@ -1,8 +1,11 @@
 """A peer's connection to its run, for whoever trains: our own trainer or a user's loop.
 
-with connect(invite, PeerConfig(state_dir=...)) as peer:
-optimizer = CollaborativeOptimizer(model, torch.optim.AdamW(model.parameters()), peer=peer.handle,
-target_batch_samples=peer.spec.optimizer.target_batch_samples)
+::
+
+    with connect(invite, PeerConfig(state_dir=...)) as peer:
+        optimizer = CollaborativeOptimizer(
+            model, torch_optimizer, peer=peer.handle, target_batch_samples=peer.spec.optimizer.target_batch_samples
+        )
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from protocols.ids import PeerId
 from protocols.issuing import Issuer
 from protocols.runspec import RunSpec, SignedRunSpec
 from swarm.config import PeerConfig
+from swarm.environment import prepare_libraries
 from swarm.membership import AuthorityEntrance, VolunteerEntrance
 from swarm.network import Entrance, NetworkThread, Online
 
@@ -119,6 +123,7 @@ def connect(invite: str, config: PeerConfig) -> Iterator[Connection]:
     Raises:
         UserError: whatever the person at this machine can mend.
     """
+    prepare_libraries()
     clock = SystemClock()
     with open_connection(config, lambda: VolunteerEntrance(invite, config.state_dir, clock)) as connection:
         yield connection

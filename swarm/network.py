@@ -28,6 +28,7 @@ from peers.clock import SystemClock
 from peers.identity import Identity
 from peers.libp2p_daemon import Libp2pOptions
 from peers.libp2p_node import Libp2pNode
+from peers.memory import keep_freed_memory
 from peers.node import Node, NodeSettings
 from peers.store.hivemind_dht import HivemindStore
 from peers.training_peer import PeerStopped
@@ -102,6 +103,7 @@ class NetworkThread:
 
     def start(self) -> None:
         """Begin."""
+        keep_freed_memory()
         self._thread.start()
 
     def stop(self, timeout_s: float) -> bool:

@@ -84,7 +84,7 @@ def _train(connection: Connection, leaving: Leaving, *, measure_first: bool) -> 
         reporter = StatusReporter(config.status_path, _about(connection), connection.handle, measured, lambda: trainer.samples_total)
         reporter.start()
         try:
-            with leaving.patiently(connection.network):
+            with leaving.by(connection.network.request_stop):
                 with _at_low_priority(config.niceness):
                     trainer.run()
                 connection.network.stop(LEAVE_WITHIN_S)

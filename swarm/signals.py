@@ -1,7 +1,7 @@
-"""What Ctrl-C, SIGTERM and a closed terminal do to a peer: it leaves within five seconds, whatever it is doing.
+"""What Ctrl-C, SIGTERM and a closed terminal do: whoever runs leaves soon, whatever it is doing, and leaves nothing behind.
 
 The first signal interrupts at once where nothing can be lost (imports, joining, building the model), and lets the trainer finish its
-step and its last checkpoint where something can. A second signal, or a trainer that stays busy, ends the process without waiting.
+step and its last checkpoint where something can. A second signal, or running out of patience, ends the process without waiting.
 """
 
 from __future__ import annotations
@@ -9,90 +9,120 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 from peers import emergency
 from protocols.errors import ExitCode
-from swarm.network import NetworkThread
 
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 4.0
-"""How long after the first signal the process is ended in any case."""
+"""How long after the first signal a peer's process is ended in any case."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Leaving:
-    """Whether and how this process has been asked to leave. Made by `leaving_on_signals`."""
+class Interrupted(BaseException):
+    """A signal asks us to leave. Not a KeyboardInterrupt: one that passes through a C extension's import would spoil the exit code."""
 
-    def __init__(self) -> None:
-        self._network: NetworkThread | None = None
-        self._asked = False
-        self._watchdog = threading.Timer(PATIENCE_S, self._give_up)
-        self._watchdog.daemon = True
+
+class Leaving:
+    """Whether this process has been asked to leave, and what that does. Made by `leaving_on_signals`."""
+
+    def __init__(self, patience_s: float | None) -> None:
+        self.asked = False
+        """Whether a signal came."""
+        self._stop: Callable[[], None] | None = None
+        self._watchdog = threading.Timer(patience_s, self._give_up) if patience_s is not None else None
 
     @contextmanager
-    def patiently(self, network: NetworkThread) -> Iterator[None]:
-        """While this is open, the first signal interrupts nothing: it asks the network to leave, which stops the trainer.
+    def by(self, stop: Callable[[], None]) -> Iterator[None]:
+        """While this is open, the first signal interrupts nothing but calls `stop`, which makes the body end soon by itself.
 
         Raises:
-            KeyboardInterrupt: at the end, if a signal came.
+            Interrupted: at the end, if a signal came.
         """
-        self._network = network
+        self._stop = stop
         try:
             yield
         finally:
-            self._network = None
-        if self._asked:
-            raise KeyboardInterrupt
+            self._stop = None
+        if self.asked:
+            raise Interrupted
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        if self._asked:
-            end_process()
-        self._asked = True
-        self._watchdog.start()
-        if self._network is None:
-            raise KeyboardInterrupt
-        self._network.request_stop()
+        if self.asked:
+            end_process(ExitCode.INTERRUPTED)
+        self.asked = True
+        if self._watchdog:
+            self._watchdog.daemon = True
+            self._watchdog.start()
+        if self._stop is None:
+            raise Interrupted
+        self._stop()
 
     def done(self) -> None:
         """Everything has ended in time."""
-        self._watchdog.cancel()
+        if self._watchdog:
+            self._watchdog.cancel()
 
-    def _give_up(self) -> None:
-        log.warning("the trainer is still busy: leaving without its last checkpoint")
-        if self._network is not None:
-            self._network.stop(0.3)
-        end_process()
+    @staticmethod
+    def _give_up() -> None:
+        log.warning("still busy after %g s: ending without a last checkpoint", PATIENCE_S)
+        end_process(ExitCode.INTERRUPTED)
+
+
+_open: list[Leaving] = []
+"""Those that are open in the main thread, outermost first."""
+
+
+def asked_to_leave() -> bool:
+    """Whether a signal came since the outermost `leaving_on_signals` began. Libraries that are being imported may swallow what it raised."""
+    return any(leaving.asked for leaving in _open)
 
 
 @contextmanager
-def leaving_on_signals() -> Iterator[Leaving]:
+def leaving_on_signals(patience_s: float | None = PATIENCE_S) -> Iterator[Leaving]:
     """Leave on SIGINT, SIGTERM and SIGHUP while this is open; in other threads than the main one, where Python has no handlers, on none.
 
+    Args:
+        patience_s: when the process is ended in any case; None: only a second signal does that.
+
     Raises:
-        KeyboardInterrupt: from wherever the first signal finds the main thread, but see `Leaving.patiently`.
+        KeyboardInterrupt: a signal came; raised wherever it finds the main thread, but see `Leaving.by`.
     """
-    leaving = Leaving()
+    leaving = Leaving(patience_s)
     if threading.current_thread() is not threading.main_thread():
         yield leaving
         return
     wanted = [number for number in _SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]  # nohup stays nohup
     before = {number: signal.signal(number, leaving.on_signal) for number in wanted}
+    _open.append(leaving)
     try:
+        if asked_to_leave():
+            raise Interrupted
         yield leaving
+    except (Interrupted, Exception) as error:  # an import that is interrupted may raise anything
+        if not asked_to_leave():
+            raise
+        raise KeyboardInterrupt from error
     finally:
+        _open.remove(leaving)
         for number, handler in before.items():
             signal.signal(number, handler)
         leaving.done()
 
 
-def end_process() -> None:
-    """End at once, but leave no process and no file behind."""
+def end_process(code: int) -> NoReturn:
+    """End at once, leaving no process and no file behind. Skips the interpreter's own tidying up, which takes seconds after torch."""
     emergency.run()
-    os._exit(ExitCode.INTERRUPTED)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

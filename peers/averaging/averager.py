@@ -105,7 +105,7 @@ class Averager:
         for tries_left in range(_TRIES, 0, -1):
             try:
                 plan = await self._gather(join, own_D.numel())
-                result, commit = await self._average(plan, own_D)
+                plan, result, commit = await self._average(plan, own_D)
                 break
             except TooLate as late:
                 return await self._collect(late, own_D.numel())
@@ -138,15 +138,19 @@ class Averager:
         self._join_deadline.observe(asyncio.get_running_loop().time() - started_s)
         return plan
 
-    async def _average(self, plan: Plan, own_D: torch.Tensor) -> tuple[RoundResult, Commit]:
-        """2. Exchange blocks; 3. settle; again for what is missing, until everybody who is left holds the same."""
+    async def _average(self, plan: Plan, own_D: torch.Tensor) -> tuple[Plan, RoundResult, Commit]:
+        """2. Exchange blocks; 3. settle; again for what is missing, until everybody who is left holds the same.
+
+        Returns:
+            The last attempt's plan, what we hold, and what was agreed.
+        """
         try:
             return await self._attempts(plan, own_D)
         except RoundError:
             self._note_failure(plan.epoch, plan.members[0].peer)
             raise
 
-    async def _attempts(self, plan: Plan, own_D: torch.Tensor) -> tuple[RoundResult, Commit]:
+    async def _attempts(self, plan: Plan, own_D: torch.Tensor) -> tuple[Plan, RoundResult, Commit]:
         result = RoundResult(self._context.blocks_of(own_D.numel()))
         self._results[plan.epoch] = result
         first_digest = plan.digest
@@ -164,7 +168,8 @@ class Averager:
                 case Commit():
                     if tuple(result.hashes) != verdict.block_hashes:
                         raise RoundError("the group committed to blocks that we do not hold")
-                    return result, replace(verdict, weight=accepted_weight(plan, result.masks))  # ours: the leader's is a claim
+                    own_weight = accepted_weight(plan, result.masks)  # the leader's is a claim
+                    return plan, result, replace(verdict, weight=own_weight)
                 case GiveUp(reason):
                     raise RoundError(reason)
                 case Plan():
@@ -239,7 +244,7 @@ class Averager:
     def _watched_stream(self, handler: StreamHandler) -> StreamHandler:
         async def watched(stream: Stream) -> None:
             try:
-                async with asyncio.timeout(self._context.rules.round_timeout_s):
+                async with asyncio.timeout(self._context.rules.stream_timeout_s):
                     await handler(stream)
             except TimeoutError as error:
                 raise RemoteTimeout(stream.peer, "its stream outlived the round") from error

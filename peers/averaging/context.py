@@ -36,7 +36,7 @@ class AveragingRules:
         max_group: most members in one group.
         join_timeout_s: longest wait of a leader for the others.
         stall_timeout_s: silence (not even a heartbeat) after which a member is taken for gone.
-        round_timeout_s: longest exchange.
+        round_timeout_s: longest time that a reducer waits for others' blocks.
     """
 
     run: RunId
@@ -51,6 +51,11 @@ class AveragingRules:
     def heartbeat_s(self) -> float:
         """How often an idle stream says that it is alive: three may be late before anyone is given up."""
         return self.stall_timeout_s / 4
+
+    @property
+    def stream_timeout_s(self) -> float:
+        """Longest life of a stream: longer than any of our own deadlines, which say more about what was missing."""
+        return 2 * self.round_timeout_s + 2 * self.stall_timeout_s
 
     @property
     def settle_timeout_s(self) -> float:

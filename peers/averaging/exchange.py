@@ -46,7 +46,8 @@ class RoundResult:
     def put(self, item: BlockBytes, decoded_E: torch.Tensor) -> None:
         """Keep one reduced block. Runs in the pool."""
         start, stop = self.blocks.span(item.block)
-        self.averaged_D[start:stop] = decoded_E
+        if decoded_E.data_ptr() != self.averaged_D[start:stop].data_ptr():  # a lossless codec decodes what was reduced in place to itself
+            self.averaged_D[start:stop] = decoded_E
         self.masks[item.block] = item.contributors
         self.hashes[item.block] = block_hash(item.data, item.contributors)
 
@@ -207,7 +208,8 @@ class Exchange:
 
     def _reduce(self, order: ReduceBlock, parts_GE: list[torch.Tensor], weights_G: list[float]) -> BlockBytes:
         """Average, encode once, and keep what everyone else will decode. Runs in the pool."""
-        mean_E = weighted_mean(parts_GE, weights_G)
+        start, stop = self._result.blocks.span(order.block)
+        mean_E = weighted_mean(parts_GE, weights_G, out_E=self._result.averaged_D[start:stop])
         item = BlockBytes(FrameKind.RESULT, order.block, self._codec.encode(mean_E), order.mask)
         self._result.put(item, self._codec.decode(item.data, mean_E.numel()))
         return item
@@ -235,10 +237,9 @@ class Exchange:
         if endpoint is None:
             self.gone.add(reducer)
             return
-        timeout_s = min(2 * self._cut_after_s, self._context.rules.round_timeout_s)
         try:
             with plain_remote_errors():
-                async with self._context.transport.stream(endpoint, "exchange", timeout_s=timeout_s) as stream:
+                async with self._context.transport.stream(endpoint, "exchange", timeout_s=self._context.rules.stream_timeout_s) as stream:
                     await stream.send(pb.ExchangeHeader(plan_digest=self._plan.digest).SerializeToString())
                     async with self._alongside(self._send_parts(stream, reducer)):
                         await self._take_results(stream, reducer)
@@ -269,6 +270,15 @@ class Exchange:
             await stream.send(HEARTBEAT)
 
     async def _take_results(self, stream: Stream, reducer: int) -> None:
+        """Take every block this reducer has for us. It may wait for others until its own cut, so it has twice as long as that."""
+        patience_s = 2 * self._cut_after_s + self._context.rules.stall_timeout_s
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._take_all_results(stream, reducer)
+        except TimeoutError as error:
+            raise RemoteRefusal(stream.peer, "slow", f"its results had not come after {patience_s:.1f} s") from error
+
+    async def _take_all_results(self, stream: Stream, reducer: int) -> None:
         reader = FrameReader(stream.peer, FrameKind.RESULT, self._expected_bytes(reducer))
         while not reader.complete:
             item = reader.feed(await self._next_frame(stream))

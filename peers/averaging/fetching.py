@@ -10,7 +10,7 @@ from peers.averaging.context import MemberContext
 from peers.averaging.exchange import RoundResult
 from peers.interfaces import Stream
 from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RemoteTimeout
-from protocols.frames import BlockBytes, FrameKind, FrameReader, frames_of
+from protocols.frames import HEARTBEAT, BlockBytes, FrameKind, FrameReader, frames_of
 from protocols.ids import BlockIndex, Epoch, PeerId
 from protocols.messages import BlocksRequest, block_hash
 
@@ -39,6 +39,8 @@ async def fetch_blocks(
                     raise RemoteTimeout(holder, "silent while serving blocks") from error
                 if frame is None:
                     raise RemoteRefusal(holder, "incomplete", "it does not serve every block it reported")
+                if frame == HEARTBEAT:
+                    raise RemoteProtocolError(holder, "a heartbeat where blocks are served")
                 item = reader.feed(frame)
                 if item:
                     await context.heavy(lambda i=item: _keep(context, holder, i, wanted, result))  # type: ignore[misc]

@@ -105,7 +105,12 @@ class Settling:
             log.info("epoch %d: no report from %s", self._plan.epoch, ", ".join(self._plan.members[i].peer.short for i in late))
             for index in late:
                 self._context.directory.suspect(self._plan.members[index].peer)
-        return settle(self._plan, self._first_plan_digest, dict(self._reports), weight)
+        verdict = settle(self._plan, self._first_plan_digest, dict(self._reports), weight)
+        if isinstance(verdict, Commit):
+            for index in sorted(self._reports):
+                if self._reports[index].block_hashes != verdict.block_hashes:
+                    self._blame(self._plan.members[index].peer, "it kept reporting other blocks than everybody else")
+        return verdict
 
     async def _ask(self, leader: int, report: Report) -> Verdict | None:
         """One leader's verdict, or None if it cannot be had."""

@@ -27,6 +27,7 @@ from peers.averaging.averager import Averaged, Averager
 from peers.averaging.context import AveragingRules, MemberContext
 from peers.clock import SystemClock
 from peers.interfaces import Endpoint
+from peers.memory import keep_freed_memory
 from peers.notary import MemberNotary
 from peers.transport.grpc_mtls import GrpcTransport
 from peers.transport.tls import TlsCredentials
@@ -98,6 +99,7 @@ class Ours:
     def open(self, task: Task, publish: Publish) -> dict[str, Any]:
         """Listen, and learn where the others do."""
         torch.set_num_threads(1)
+        keep_freed_memory()
         self._thread.start()
         self._weight = task.weight
         self._own_D = torch.empty(task.elems)

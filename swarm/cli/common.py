@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from protocols.errors import ExitCode, RemoteError, RemoteRefusal, UserError
+from swarm.signals import Interrupted, asked_to_leave
 
 if TYPE_CHECKING:
     from swarm.config import PeerConfig
@@ -49,13 +50,17 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except typer.Exit:
             raise
-        except KeyboardInterrupt:
-            err.print("Stopped.")
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except (KeyboardInterrupt, Interrupted):
+            raise typer.Exit(_stopped()) from None
         except Exception as error:  # noqa: BLE001  the process's last owner: whatever arrives here ends it
-            raise typer.Exit(explain(error)) from None
+            raise typer.Exit(_stopped() if asked_to_leave() else explain(error)) from None
 
     return run
+
+
+def _stopped() -> ExitCode:
+    err.print("Stopped.")
+    return ExitCode.INTERRUPTED
 
 
 def explain(error: Exception) -> ExitCode:

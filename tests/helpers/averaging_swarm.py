@@ -112,6 +112,11 @@ def averaged(outcomes: Sequence[Averaged | RoundError]) -> list[Averaged]:
     return [outcome for outcome in outcomes if isinstance(outcome, Averaged)]
 
 
+def contribution(number: int, size_elems: int) -> torch.Tensor:
+    """What a member brings, the same in every run."""
+    return torch.randn(size_elems, generator=torch.Generator().manual_seed(number))
+
+
 class SimulatedSwarm:
     """`async with SimulatedSwarm(n) as swarm:` gives n members that serve; use under `run_simulated`.
 
@@ -162,8 +167,8 @@ class SimulatedSwarm:
         await self._stack.aclose()
 
     def vector(self, number: int, size_elems: int) -> torch.Tensor:
-        """The contribution of a member, the same in every run."""
-        return torch.randn(size_elems, generator=torch.Generator().manual_seed(number))
+        """The contribution of a member."""
+        return contribution(number, size_elems)
 
     async def round(
         self,
