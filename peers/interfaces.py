@@ -109,6 +109,7 @@ class Transport(Protocol):
         """One request, one reply.
 
         Raises:
+            RemoteGone: nobody listens there.
             RemoteTimeout: unreachable, broken, or no reply within `timeout_s`.
             RemoteRefusal: the handler refused, or nobody serves `method` there (code "unknown-method").
             RemoteProtocolError: an oversized reply.
@@ -118,6 +119,7 @@ class Transport(Protocol):
         """Open a stream; `timeout_s` bounds its whole life. Leaving the context closes it at once.
 
         Raises:
+            RemoteGone: nobody listens there.
             RemoteTimeout: unreachable, or `timeout_s` ran out (from any operation on the stream).
         """
 
@@ -127,7 +129,8 @@ class Transport(Protocol):
 
 class RecordStore(Protocol):
     """A dictionary shared by the swarm: key -> subkey -> signed record, each with an expiry. Values are opaque, bounded bytes that were
-    validated by the `RecordValidator` the store was built with: on store by every node that keeps them, and again on get."""
+    validated by the `RecordValidator` the store was built with: on store by every node that keeps them, and again on get.
+    """
 
     async def put(self, key: str, subkey: str, value: bytes, expires_at: SwarmTime) -> bool:
         """Store one record; False if no node accepted it (a newer one exists, or it was refused)."""

@@ -1,18 +1,19 @@
 """The error tree: the type says whose fault it is, the message says what to do.
 
-    SwarmError
-    ├── UserError                 the person at this machine can mend it (bad file, bad flag, port in use); has an exit code
-    │   ├── ConfigError           a run file, a flag or an environment variable
-    │   ├── InviteError           an invite that cannot be read, was altered, has expired or is used up
-    │   ├── DatasetError          a data file that is missing or differs from the run's
-    │   ├── StateDirError         the state directory: not writable, in use by another process, damaged
-    │   └── NetworkSetupError     our own sockets and daemon: port in use, cannot start, cannot reach any member
-    ├── LocalProtocolError        our bug: we were about to break the protocol ourselves
-    ├── RemoteError(peer)         somebody else's doing
-    │   ├── RemoteProtocolError   they broke the protocol: bad bytes, bad signature, absurd number (evidence against them)
-    │   ├── RemoteRefusal         they said no, with a code and a sentence
-    │   └── RemoteTimeout         silence or a broken connection; no blame
-    └── RoundError                nobody's fault: the round could not be completed, try the next one
+SwarmError
+├── UserError                 the person at this machine can mend it (bad file, bad flag, port in use); has an exit code
+│   ├── ConfigError           a run file, a flag or an environment variable
+│   ├── InviteError           an invite that cannot be read, was altered, has expired or is used up
+│   ├── DatasetError          a data file that is missing or differs from the run's
+│   ├── StateDirError         the state directory: not writable, in use by another process, damaged
+│   └── NetworkSetupError     our own sockets and daemon: port in use, cannot start, cannot reach any member
+├── LocalProtocolError        our bug: we were about to break the protocol ourselves
+├── RemoteError(peer)         somebody else's doing
+│   ├── RemoteProtocolError   they broke the protocol: bad bytes, bad signature, absurd number (evidence against them)
+│   ├── RemoteRefusal         they said no, with a code and a sentence
+│   └── RemoteTimeout         silence or a broken connection; no blame
+│       └── RemoteGone        nobody listens there any more: its process has ended
+└── RoundError                nobody's fault: the round could not be completed, try the next one
 """
 
 from __future__ import annotations
@@ -124,6 +125,10 @@ class RemoteRefusal(RemoteError):
 
 class RemoteTimeout(RemoteError):
     """Silence or a broken connection: no blame."""
+
+
+class RemoteGone(RemoteTimeout):
+    """Its machine answers that nobody listens there: the process has ended. Unlike silence this is no doubt, so nobody need wait."""
 
 
 class RoundError(SwarmError):

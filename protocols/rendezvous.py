@@ -7,7 +7,7 @@
 One machine lives for one round of one member. `handle(event, now)` returns actions; nothing is done inside. `now` is monotonic seconds.
 
     waiting ──Ready──► following(leader) ──its answer, which ends the machine's life
-       │                  │    ▲ LeaderSilent, LeaderRefused: next in order
+       │                  │    ▲ LeaderGone, LeaderUnwilling: next in order
        └──JoinArrived──►  leading ──everybody joined, or the deadline with a quorum──► formed
                                   └──the deadline without a quorum──► failed
 
@@ -81,15 +81,18 @@ class ClosingHeard:
 
 
 @dataclass(frozen=True, slots=True)
-class LeaderSilent:
-    """A member could not be reached or did not answer in time: it neither leads nor takes part, and is not counted as alive."""
+class LeaderGone:
+    """The process of a member has surely ended: it neither leads nor takes part, and is not counted as alive."""
 
     leader: PeerId
 
 
 @dataclass(frozen=True, slots=True)
-class LeaderRefused:
-    """A member answered that it does not take part with us: we neither follow nor wait for it, but it counts for the quorum."""
+class LeaderUnwilling:
+    """A member refused, or did not answer in time: we neither follow nor wait for it, but it counts for the quorum.
+
+    Silence may be the fault of our own link, and then we are the minority that must not go on alone.
+    """
 
     leader: PeerId
 
@@ -99,7 +102,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = RosterChanged | Ready | JoinArrived | JoinWithdrawn | ClosingHeard | LeaderSilent | LeaderRefused | Tick
+Event = RosterChanged | Ready | JoinArrived | JoinWithdrawn | ClosingHeard | LeaderGone | LeaderUnwilling | Tick
 
 
 # Actions
@@ -229,9 +232,9 @@ class Rendezvous:
             case ClosingHeard(leader):
                 self._live |= {leader} - {self._me}
                 self._hear_from(leader)
-            case LeaderSilent(leader):
+            case LeaderGone(leader):
                 self._turn_away(leader, self._silent)
-            case LeaderRefused(leader):
+            case LeaderUnwilling(leader):
                 self._turn_away(leader, self._unwilling)
             case Tick():
                 pass

@@ -22,7 +22,7 @@ from protocols.errors import ExitCode
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 4.0
-"""How long after the first signal a peer's process is ended in any case."""
+"""How long after the first signal a process is ended in any case, unless it says otherwise."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -34,11 +34,11 @@ class Interrupted(BaseException):
 class Leaving:
     """Whether this process has been asked to leave, and what that does. Made by `leaving_on_signals`."""
 
-    def __init__(self, patience_s: float | None) -> None:
+    def __init__(self, patience_s: float) -> None:
         self.asked = False
         """Whether a signal came."""
         self._stop: Callable[[], None] | None = None
-        self._watchdog = threading.Timer(patience_s, self._give_up) if patience_s is not None else None
+        self._watchdog = threading.Timer(patience_s, self._give_up, [patience_s])
 
     @contextmanager
     def by(self, stop: Callable[[], None]) -> Iterator[None]:
@@ -60,21 +60,19 @@ class Leaving:
         if self.asked:
             end_process(ExitCode.INTERRUPTED)
         self.asked = True
-        if self._watchdog:
-            self._watchdog.daemon = True
-            self._watchdog.start()
+        self._watchdog.daemon = True
+        self._watchdog.start()
         if self._stop is None:
             raise Interrupted
         self._stop()
 
     def done(self) -> None:
         """Everything has ended in time."""
-        if self._watchdog:
-            self._watchdog.cancel()
+        self._watchdog.cancel()
 
     @staticmethod
-    def _give_up() -> None:
-        log.warning("still busy after %g s: ending without a last checkpoint", PATIENCE_S)
+    def _give_up(patience_s: float) -> None:
+        log.warning("still busy after %g s: ending without a last checkpoint", patience_s)
         end_process(ExitCode.INTERRUPTED)
 
 
@@ -83,16 +81,16 @@ _open: list[Leaving] = []
 
 
 def asked_to_leave() -> bool:
-    """Whether a signal came since the outermost `leaving_on_signals` began. Libraries that are being imported may swallow what it raised."""
+    """Whether a signal came since the outermost `leaving_on_signals` began: a library being imported may swallow what it raised."""
     return any(leaving.asked for leaving in _open)
 
 
 @contextmanager
-def leaving_on_signals(patience_s: float | None = PATIENCE_S) -> Iterator[Leaving]:
+def leaving_on_signals(patience_s: float = PATIENCE_S) -> Iterator[Leaving]:
     """Leave on SIGINT, SIGTERM and SIGHUP while this is open; in other threads than the main one, where Python has no handlers, on none.
 
     Args:
-        patience_s: when the process is ended in any case; None: only a second signal does that.
+        patience_s: after that long the process is ended in any case.
 
     Raises:
         KeyboardInterrupt: a signal came; raised wherever it finds the main thread, but see `Leaving.by`.

@@ -17,7 +17,7 @@ from peers.averaging.context import Blame, MemberContext, plain_remote_errors
 from peers.interfaces import Stream
 from protocols.aggregation.mean import weighted_mean
 from protocols.butterfly import BlockReducer, ReduceBlock, blocks_reduced_by, contributors_in, reducers_of, senders_of
-from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RemoteTimeout
+from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.frames import CHUNK_BYTES, HEARTBEAT, BlockBytes, BytesLike, FrameKind, FrameReader, frames_of
 from protocols.ids import BlockIndex
 from protocols.layout import Blocks
@@ -249,7 +249,8 @@ class Exchange:
                 self._blame(peer, error.reason)
             elif isinstance(error, RemoteTimeout):
                 self.gone.add(reducer)
-                self._context.directory.suspect(peer)
+                if isinstance(error, RemoteGone):
+                    self._context.directory.suspect(peer)
 
     @asynccontextmanager
     async def _alongside(self, work: Coroutine[None, None, None]) -> AsyncIterator[None]:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from peers.averaging.context import Blame, MemberContext
-from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RoundError
+from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RoundError
 from protocols.ids import Attempt, PeerId, RoundId
 from protocols.messages import BlockTask, Commit, Join, Plan, SealedJoin, parse, plan_from_message, require
 from protocols.partition import assign_blocks
@@ -22,8 +22,8 @@ from protocols.rendezvous import (
     JoinArrived,
     JoinWithdrawn,
     Lead,
-    LeaderRefused,
-    LeaderSilent,
+    LeaderGone,
+    LeaderUnwilling,
     Ready,
     Refuse,
     Rendezvous,
@@ -239,7 +239,7 @@ class Gathering:
     async def _announce(self, peer: PeerId) -> None:
         endpoint = self._context.directory.endpoint(peer)
         if endpoint is None:
-            self._dispatch(LeaderSilent(peer))
+            self._dispatch(LeaderGone(peer))
             return
         request = pb.Closing(epoch=self._round_id.epoch).SerializeToString()
         try:
@@ -255,7 +255,7 @@ class Gathering:
         """Join a leader; its answer is the group, or we turn to the next in order."""
         endpoint = self._context.directory.endpoint(leader)
         if endpoint is None or self._own is None:
-            self._dispatch(LeaderSilent(leader))
+            self._dispatch(LeaderGone(leader))
             return
         patience_s = self._join_timeout_s + self._context.rules.stall_timeout_s
         try:
@@ -272,14 +272,14 @@ class Gathering:
             self._unavailable(error, leader)
 
     def _unavailable(self, error: RemoteError, peer: PeerId) -> None:
-        """Go on without a member: one that answers is alive, one that does not is suspected."""
+        """Go on without a member. Only one whose process has surely ended stops counting for the quorum: silence may be our own link's."""
         if isinstance(error, RemoteProtocolError):
             self._blame(peer, error.reason)
-        if isinstance(error, RemoteRefusal | RemoteProtocolError):
-            self._dispatch(LeaderRefused(peer))
-        else:
+        if isinstance(error, RemoteGone):
             self._context.directory.suspect(peer)
-            self._dispatch(LeaderSilent(peer))
+            self._dispatch(LeaderGone(peer))
+        else:
+            self._dispatch(LeaderUnwilling(peer))
 
     def _take(self, reply: pb.JoinReply, leader: PeerId) -> None:
         self._asking = None

@@ -8,7 +8,7 @@ import logging
 from peers.averaging.context import Blame, MemberContext
 from peers.averaging.exchange import RoundResult
 from protocols.butterfly import accepted_weight
-from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RemoteTimeout, RoundError
+from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RoundError
 from protocols.ids import PeerId
 from protocols.messages import Commit, Plan, Report, parse, plan_from_message, require
 from protocols.proto.swarm.v1 import control_pb2 as pb
@@ -103,8 +103,6 @@ class Settling:
         except TimeoutError:
             late = sorted(everyone - self._reports.keys())
             log.info("epoch %d: no report from %s", self._plan.epoch, ", ".join(self._plan.members[i].peer.short for i in late))
-            for index in late:
-                self._context.directory.suspect(self._plan.members[index].peer)
         verdict = settle(self._plan, self._first_plan_digest, dict(self._reports), weight)
         if isinstance(verdict, Commit):
             for index in sorted(self._reports):
@@ -126,7 +124,7 @@ class Settling:
             log.info("report not answered: %s", error)
             if isinstance(error, RemoteProtocolError):
                 self._blame(peer, error.reason)
-            if isinstance(error, RemoteTimeout):
+            if isinstance(error, RemoteGone):
                 self._context.directory.suspect(peer)
             return GiveUp(error.reason) if isinstance(error, RemoteRefusal) and error.code == "given-up" else None
 

@@ -10,7 +10,7 @@ import grpc.aio
 
 from peers.transport.grpc_options import REFUSAL_CODE_KEY
 from peers.transport.handling import Refusal, unknown_method
-from protocols.errors import RemoteError, RemoteProtocolError, RemoteTimeout
+from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteTimeout
 from protocols.ids import PeerId
 
 _MAX_DETAILS_CHARS = 200
@@ -31,8 +31,8 @@ def as_remote_error(error: grpc.aio.AioRpcError, peer: PeerId, method: str) -> R
         method: for the sentence.
 
     Returns:
-        RemoteRefusal if the handler refused or the method is unknown there, RemoteProtocolError for an oversized message, RemoteTimeout
-        for everything else.
+        RemoteRefusal if the handler refused or the method is unknown there, RemoteProtocolError for an oversized message, RemoteGone if
+        nobody listens there, RemoteTimeout for everything else.
     """
     code, details = error.code(), error.details() or ""
     trailing: Any = error.trailing_metadata()  # the stub has another class
@@ -43,6 +43,8 @@ def as_remote_error(error: grpc.aio.AioRpcError, peer: PeerId, method: str) -> R
         return unknown_method(method).as_error(peer)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         return RemoteProtocolError(peer, f"an oversized message in {method!r}: {details[:_MAX_DETAILS_CHARS]}")
+    if code is grpc.StatusCode.UNAVAILABLE and "Connection refused" in details:
+        return RemoteGone(peer, f"nobody listens at its address, in {method!r}")
     sentence = _SENTENCES.get(code, f"the connection broke ({code.name.lower()})")
     return RemoteTimeout(peer, f"{sentence} in {method!r}: {details[:_MAX_DETAILS_CHARS]}")
 

@@ -13,7 +13,7 @@ from peers.transport.limits import check_call_size
 from peers.transport.owned_tasks import OwnedTasks, owned_tasks
 from peers.transport.simulated_network import Host, LinkSpec, SimulatedNetwork
 from peers.transport.simulated_stream import SimulatedStream
-from protocols.errors import ExitCode, NetworkSetupError, RemoteError, RemoteTimeout
+from protocols.errors import ExitCode, NetworkSetupError, RemoteError, RemoteGone, RemoteTimeout
 from protocols.ids import PeerId
 
 __all__ = ["LinkSpec", "SimulatedNetwork", "SimulatedTransport"]
@@ -194,7 +194,7 @@ class SimulatedTransport:
         if listener is not None:
             listener.accept_call(method, call)
         else:
-            self._network.signal(call.callee, self._host, lambda: call.fail(RemoteTimeout(to.peer, "connection refused")))
+            self._network.signal(call.callee, self._host, lambda: call.fail(RemoteGone(to.peer, "connection refused")))
 
     @asynccontextmanager
     async def stream(self, to: Endpoint, method: str, *, timeout_s: float) -> AsyncIterator[Stream]:
@@ -220,7 +220,7 @@ class SimulatedTransport:
             listener.accept_stream(method, stream)
         else:
             server = self._network.host(to.peer)
-            self._network.signal(server, self._host, lambda: stream.break_off(RemoteTimeout(to.peer, "connection refused")))
+            self._network.signal(server, self._host, lambda: stream.break_off(RemoteGone(to.peer, "connection refused")))
 
     def _listener_at(self, to: Endpoint) -> _Listener | None:
         listener = self._network.host(to.peer).listener

@@ -11,6 +11,7 @@ import typer
 
 from protocols.errors import ExitCode
 from swarm.cli.common import AsJson, err, fail, out, print_json, printable
+from swarm.signals import Interrupted, leaving_on_signals
 
 if TYPE_CHECKING:
     from swarm.demo.report import DemoReport
@@ -25,6 +26,9 @@ Example:
 
     swarm-peer demo --keep --state-dir ./demo
 """
+
+PATIENCE_S = 20.0
+"""How long ending all peers may take after Ctrl-C."""
 
 
 def command(
@@ -43,11 +47,11 @@ def command(
     folder = state_dir.absolute() if state_dir else Path(tempfile.mkdtemp(prefix="swarm-demo-"))
     if folder.exists() and any(folder.iterdir()):
         raise typer.BadParameter(f"{folder} is not empty: name a new folder.", param_hint="--state-dir")
-    with Live(console=err, refresh_per_second=2) as live:
+    with leaving_on_signals(PATIENCE_S), Live(console=err, refresh_per_second=2) as live:
         demo = Demo(Plan(seconds, goal), folder, say=lambda text: live.console.print(text, markup=False), show=live.update)
         try:
             report = demo.run()
-        except KeyboardInterrupt:
+        except Interrupted:
             if state_dir is None and not keep:
                 shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from peers import emergency
 from protocols.errors import StateDirError
 from swarm import environment
 from swarm.monitoring.status import PeerStatus, read_status
@@ -29,7 +30,7 @@ class PeerProcess:
         name: for people.
         state_dir: its own.
         log: file with everything it said.
-        process: the process, leader of a group of its own (its libp2p daemon is in it).
+        process: the process, leader of a session of its own.
         killed: it was killed on purpose.
         stopped: `stop_all` is done with it.
     """
@@ -63,8 +64,7 @@ class PeerProcess:
     def kill(self) -> None:
         """SIGKILL for the whole group, as if the machine had lost its power."""
         self.killed = self.stopped = True
-        _signal_group(self.process, signal.SIGKILL)
-        self.process.wait()
+        _end_group(self.process)
 
 
 def start_peer(name: str, arguments: Sequence[str], folder: Path, *, threads: int) -> PeerProcess:
@@ -79,6 +79,7 @@ def start_peer(name: str, arguments: Sequence[str], folder: Path, *, threads: in
             env=environment.for_children({"OMP_NUM_THREADS": str(threads)}),
             start_new_session=True,
         )
+    emergency.register(process, lambda: _signal_group(process, signal.SIGKILL))
     return PeerProcess(name, state_dir, log, process)
 
 
@@ -99,6 +100,7 @@ def run_command(arguments: Sequence[str], log: Path, *, timeout_s: float) -> tup
             start_new_session=True,
         ) as process,
     ):
+        emergency.register(process, lambda: _signal_group(process, signal.SIGKILL))
         try:
             raw, _ = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
@@ -106,6 +108,7 @@ def run_command(arguments: Sequence[str], log: Path, *, timeout_s: float) -> tup
         finally:
             if process.returncode is None:
                 _signal_group(process, signal.SIGKILL)
+            emergency.forget(process)
     return process.returncode, raw.decode(errors="replace")
 
 
@@ -125,8 +128,7 @@ def stop_all(peers: Sequence[PeerProcess]) -> list[str]:
     _wait(forced, TERMINATE_WAIT_S)
     for peer in peers:
         if not peer.stopped:
-            _signal_group(peer.process, signal.SIGKILL)  # a libp2p daemon that outlived its peer is ended too
-            peer.process.wait()
+            _end_group(peer.process)
         peer.stopped = True
     return [peer.name for peer in forced]
 
@@ -135,6 +137,13 @@ def _wait(peers: Sequence[PeerProcess], limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     while any(peer.exit_code() is None for peer in peers) and time.monotonic() < deadline:
         time.sleep(0.05)
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill whoever is left of a group that we created, and wait for its leader."""
+    _signal_group(process, signal.SIGKILL)
+    process.wait()
+    emergency.forget(process)
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

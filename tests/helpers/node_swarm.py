@@ -39,7 +39,8 @@ def world() -> RunWorld:
 
 
 @lru_cache(maxsize=32)
-def _sealer(number: int) -> Sealer:
+def sealer_of(number: int) -> Sealer:
+    """What signs for a member."""
     return world().sealer(number)
 
 
@@ -202,14 +203,14 @@ class NodeSwarm:
         run, authority_key = world().run, world().authority_key
         who, clock = identity(number), SimulatedClock(error_s=error_s)
         rules = AveragingRules(run, 32, codec_named("fp32"), 64, 5.0, 3.0, 30.0)
-        leaf_pem = CertificateChain.from_bytes(_sealer(number).certificate).leaf_pem
+        leaf_pem = CertificateChain.from_bytes(sealer_of(number).certificate).leaf_pem
         presence = Presence(who.peer, "", leaf_pem, (), role, "cpu", 1_000_000, NOW, "test")
         bandwidth = 0 if role == "client" else 1_000_000
         settings = NodeSettings(run, authority_key, rules, self._target_samples, presence, bandwidth)
         store = MemoryStore(clock, _validator, self.records)
         transport = PortedTransport(SimulatedTransport(self.network, who.peer))
         handle = PeerHandle()
-        node = Node(settings, _sealer(number), who, transport, store, handle, clock)
+        node = Node(settings, sealer_of(number), who, transport, store, handle, clock)
         member = Trainee(number, node, handle, who.peer, samples_per_tick, held)
         member.running = self._tasks.create_task(node.run(lambda address: None))
         if trains:

@@ -21,8 +21,8 @@ from protocols.rendezvous import (
     JoinArrived,
     JoinWithdrawn,
     Lead,
-    LeaderRefused,
-    LeaderSilent,
+    LeaderUnwilling,
+    LeaderGone,
     Ready,
     Refuse,
     Rendezvous,
@@ -88,20 +88,20 @@ def test_a_member_joins_the_first_in_order() -> None:
 def test_it_waits_until_its_contribution_is_ready() -> None:
     target = machine(C)
     assert play(target, ClosingHeard(A)) == [CloseEpoch()]
-    assert play(target, ClosingHeard(A), Tick(), LeaderSilent(A)) == []
+    assert play(target, ClosingHeard(A), Tick(), LeaderGone(A)) == []
     assert play(target, ready(C)) == [SendJoin(B)]
 
 
 def test_a_silent_leader_is_skipped_and_in_the_end_we_lead() -> None:
     target = machine(C)
     play(target, ready(C))
-    assert play(target, LeaderSilent(A)) == [SendJoin(B)]
-    assert play(target, LeaderSilent(B)) == [Announce((D, E)), WakeAt(TIMEOUT_S)]
+    assert play(target, LeaderGone(A)) == [SendJoin(B)]
+    assert play(target, LeaderGone(B)) == [Announce((D, E)), WakeAt(TIMEOUT_S)]
 
 
 def test_an_earlier_leader_that_calls_late_is_turned_to() -> None:
     target = machine(C)
-    play(target, ready(C), LeaderSilent(A))
+    play(target, ready(C), LeaderGone(A))
     assert play(target, ClosingHeard(A)) == [SendJoin(A)]
 
 
@@ -122,7 +122,7 @@ def test_we_turn_to_nobody_more_than_so_often() -> None:
     target = machine(B)
     asked = play(target, ready(B)).count(SendJoin(A))
     for _ in range(10):
-        play(target, LeaderSilent(A))
+        play(target, LeaderGone(A))
         asked += play(target, ClosingHeard(A)).count(SendJoin(A))
     assert asked == MAX_ASKS
 
@@ -136,9 +136,9 @@ def test_a_member_that_joins_us_is_no_leader_wherever_it_stands() -> None:
 
 def test_joining_and_withdrawing_does_not_restart_the_deadline() -> None:
     target = machine(B, live=[A, C])
-    play(target, ready(B), LeaderSilent(A))
+    play(target, ready(B), LeaderGone(A))
     for now in (1.0, 2.0, 3.0, 4.0):
-        play(target, arrived(A), JoinWithdrawn(A), LeaderRefused(A), now=now)
+        play(target, arrived(A), JoinWithdrawn(A), LeaderUnwilling(A), now=now)
     assert any(isinstance(action, Fail) for action in play(target, Tick(), now=TIMEOUT_S))
 
 
@@ -153,8 +153,8 @@ def test_who_cannot_be_dialled_does_not_lead_and_is_waited_for() -> None:
 def test_who_reduces_nothing_leads_only_if_nobody_else_is_there() -> None:
     target = machine(A, live=[B, C])
     assert play(target, ready(A, bandwidth=0)) == [SendJoin(B)]
-    assert play(target, LeaderSilent(B)) == [SendJoin(C)]
-    assert led(play(target, LeaderSilent(C))) == [A]
+    assert play(target, LeaderGone(B)) == [SendJoin(C)]
+    assert led(play(target, LeaderGone(C))) == [A]
 
 
 def test_whoever_led_a_round_that_failed_leads_later() -> None:
@@ -188,15 +188,15 @@ def test_the_first_join_closes_the_epoch_and_joins_are_kept_until_we_are_ready()
 
 def test_a_silent_member_is_neither_waited_for_nor_counted() -> None:
     target = machine(A)
-    play(target, ready(A), LeaderSilent(B), LeaderSilent(C), LeaderSilent(D))
-    assert led(play(target, LeaderSilent(E))) == [A]
+    play(target, ready(A), LeaderGone(B), LeaderGone(C), LeaderGone(D))
+    assert led(play(target, LeaderGone(E))) == [A]
 
 
 def test_a_member_that_refuses_is_not_waited_for_but_counts_for_the_quorum() -> None:
     target = machine(A)
-    actions = play(target, ready(A), LeaderRefused(B), LeaderRefused(C), LeaderRefused(D), arrived(E))
+    actions = play(target, ready(A), LeaderUnwilling(B), LeaderUnwilling(C), LeaderUnwilling(D), arrived(E))
     assert actions[-1] == Fail("only 2 of 5 live members joined in time")
-    assert led(play(machine(A), ready(A), LeaderRefused(B), LeaderRefused(C), arrived(D), arrived(E))) == [A, D, E]
+    assert led(play(machine(A), ready(A), LeaderUnwilling(B), LeaderUnwilling(C), arrived(D), arrived(E))) == [A, D, E]
 
 
 @pytest.mark.parametrize("joined", range(5))
@@ -265,7 +265,7 @@ def test_between_two_states_held_by_as_many_the_leaders_wins() -> None:
 def test_after_the_group_is_formed_nothing_happens() -> None:
     target = machine(A, live=[B])
     assert led(play(target, ready(A), arrived(B))) == [A, B]
-    events: list[Event] = [arrived(C), ClosingHeard(D), LeaderSilent(B), JoinWithdrawn(B), Tick(), ready(A), RosterChanged(frozenset())]
+    events: list[Event] = [arrived(C), ClosingHeard(D), LeaderGone(B), JoinWithdrawn(B), Tick(), ready(A), RosterChanged(frozenset())]
     assert all(target.handle(event, 99.0) == [] for event in events)
 
 
@@ -280,7 +280,7 @@ def test_a_copy_of_ourselves_changes_nothing() -> None:
 EVENTS = st.one_of(
     st.sampled_from(ORDER).map(arrived),
     st.sampled_from(ORDER).map(lambda who: arrived(who, OTHER_STATE)),
-    st.sampled_from([*map(JoinWithdrawn, ORDER), *map(ClosingHeard, ORDER), *map(LeaderSilent, ORDER), *map(LeaderRefused, ORDER), Tick()]),
+    st.sampled_from([*map(JoinWithdrawn, ORDER), *map(ClosingHeard, ORDER), *map(LeaderGone, ORDER), *map(LeaderUnwilling, ORDER), Tick()]),
     st.just(ready(C)),
     st.frozensets(st.sampled_from(ORDER)).map(RosterChanged),
 )

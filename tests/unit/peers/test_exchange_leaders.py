@@ -1,0 +1,231 @@
+"""Bad joins, reports and leaders: everybody else ends with the same bytes, in bounded time, and knows whom to blame."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from peers.simulation import run_simulated
+from protocols.errors import RemoteRefusal, RoundError
+from protocols.ids import Epoch
+from protocols.messages import Commit, Report, parse
+from protocols.proto.swarm.v1 import control_pb2 as pb
+from tests.helpers.averaging_swarm import STATE_HASH, KeyNotary, SimulatedSwarm, averaged, make_key, rules, same_bytes
+from tests.helpers.swarm_liars import BAD_FRAMES, COUNT, LAST, LEADER, PART, SECOND, SIZE_ELEMS, SLOW_S, altered, offender_of, play
+from tests.helpers.swarm_tampering import Tamper
+
+# Joins
+
+
+def requests(method: str, change: Callable[[bytes], bytes]) -> Tamper:
+    return Tamper(request=lambda name, message: change(message) if name == method else message)
+
+
+def sealed_by(number: int, weight: float = 1.0) -> bytes:
+    return KeyNotary(make_key(number)).seal("join", pb.Join(state_hash=STATE_HASH, weight=weight).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "sealed",
+    [sealed_by(SECOND), sealed_by(LAST, float("nan")), sealed_by(LAST, -1.0), b"", b"junk" * 40, b"j" * 2**20],
+    ids=["another's", "NaN", "negative", "empty", "junk", "huge"],
+)
+def test_a_bad_join_is_refused_and_its_sender_named(sealed: bytes) -> None:
+    done, blamed = play(LAST, requests("join", lambda _: sealed))
+    assert offender_of(LAST) in blamed
+    assert len(done[0].contributors) == COUNT - 1
+
+
+# Reports
+
+
+def short_report(data: bytes) -> bytes:
+    report = Report.decode(data, offender_of(LAST))
+    return replace(report, block_hashes=report.block_hashes[:-1]).encode()
+
+
+def lying_report(data: bytes) -> bytes:
+    report = Report.decode(data, offender_of(LAST))
+    return replace(report, block_hashes=(b"x" * 32,) * len(report.block_hashes)).encode()
+
+
+@pytest.mark.parametrize("report", [short_report, lying_report, lambda _: b"junk"], ids=["short", "lying", "junk"])
+def test_a_bad_report_does_not_stop_the_others(report: Callable[[bytes], bytes]) -> None:
+    done, blamed = play(LAST, requests("report", report), limit_s=SLOW_S)
+    assert offender_of(LAST) in blamed
+    assert done[0].weight == COUNT
+
+
+# Leaders
+
+
+def answers(method: str, change: Callable[[bytes], bytes]) -> Tamper:
+    async def reply(name: str, answer: bytes) -> bytes:
+        return change(answer) if name == method else answer
+
+    return Tamper(reply=reply)
+
+
+def join_reply(change: Callable[[pb.JoinReply], None]) -> Callable[[bytes], bytes]:
+    def apply(answer: bytes) -> bytes:
+        message = parse(pb.JoinReply, answer, None)
+        change(message)
+        return message.SerializeToString()
+
+    return apply
+
+
+def favour_itself(message: pb.JoinReply) -> None:
+    for task in message.plan.reduce:
+        task.member = 0
+
+
+def leave_us_out(message: pb.JoinReply) -> None:
+    for sealed in list(message.plan.sealed_joins)[1:]:
+        message.plan.sealed_joins.remove(sealed)
+
+
+def commit_reply(commit: Commit) -> Callable[[pb.JoinReply], None]:
+    def change(message: pb.JoinReply) -> None:
+        message.Clear()
+        message.commit.CopyFrom(commit.to_message())
+
+    return change
+
+
+NUM_BLOCKS = 16
+FALSE_COMMIT = Commit(b"p" * 32, Epoch(0), (b"x" * 32,) * NUM_BLOCKS, 4.0)
+
+BAD_ANSWERS_TO_A_JOIN: dict[str, Callable[[bytes], bytes]] = {
+    "junk": lambda _: b"junk",
+    "empty": lambda _: b"",
+    "plan without us": join_reply(leave_us_out),
+    "another reducer": join_reply(favour_itself),
+    "another size": join_reply(lambda message: setattr(message.plan, "size_elems", 2 * SIZE_ELEMS)),
+    "another codec": join_reply(lambda message: setattr(message.plan, "codec", "fp16")),
+    "a later attempt": join_reply(lambda message: setattr(message.plan, "attempt", 1)),
+    "a forged join": join_reply(lambda message: message.plan.sealed_joins.append(b"f" * 200)),
+    "too many joins": join_reply(lambda message: message.plan.sealed_joins.extend([sealed_by(0)] * 65)),
+    "commit of another epoch": join_reply(commit_reply(replace(FALSE_COMMIT, epoch=Epoch(9)))),
+    "commit of another size": join_reply(commit_reply(replace(FALSE_COMMIT, block_hashes=(b"x" * 32,)))),
+    "commit to nothing": join_reply(commit_reply(replace(FALSE_COMMIT, weight=0.0))),
+}
+
+
+@pytest.mark.parametrize("what", BAD_ANSWERS_TO_A_JOIN)
+def test_a_leader_that_answers_joins_badly_is_passed_over_and_named(what: str) -> None:
+    done, blamed = play(LEADER, answers("join", BAD_ANSWERS_TO_A_JOIN[what]), limit_s=SLOW_S)
+    assert offender_of(LEADER) in blamed
+    assert done[0].weight >= COUNT - 1
+
+
+def verdict(change: Callable[[pb.Verdict], None]) -> Callable[[bytes], bytes]:
+    def apply(_answer: bytes) -> bytes:
+        message = pb.Verdict()
+        change(message)
+        return message.SerializeToString()
+
+    return apply
+
+
+BAD_VERDICTS: dict[str, Callable[[bytes], bytes]] = {
+    "junk": lambda _: b"junk",
+    "empty": lambda _: b"",
+    "another round": verdict(lambda message: message.commit.CopyFrom(FALSE_COMMIT.to_message())),
+    "repair of other members": verdict(lambda message: message.repair.sealed_joins.append(b"f" * 200)),
+}
+
+
+@pytest.mark.parametrize("what", BAD_VERDICTS)
+def test_a_leader_that_judges_badly_is_passed_over_and_named(what: str) -> None:
+    _, blamed = play(LEADER, answers("report", BAD_VERDICTS[what]), limit_s=SLOW_S)
+    assert offender_of(LEADER) in blamed
+
+
+def test_a_leader_that_commits_to_made_up_blocks_cannot_keep_the_epoch_open() -> None:
+    def false_commit(answer: bytes) -> bytes:
+        message = parse(pb.Verdict, answer, None)
+        if message.HasField("commit"):
+            for number in range(len(message.commit.block_hashes)):
+                message.commit.block_hashes[number] = b"x" * 32
+        return message.SerializeToString()
+
+    done, _ = play(LEADER, answers("report", false_commit), limit_s=SLOW_S)
+    assert done[0].weight >= COUNT - 1
+
+
+def test_the_weight_of_a_round_is_not_the_leaders_word() -> None:
+    def heavier(answer: bytes) -> bytes:
+        message = parse(pb.Verdict, answer, None)
+        message.commit.weight = 1e6
+        return message.SerializeToString()
+
+    done, _ = play(LEADER, answers("report", heavier))
+    assert [outcome.weight for outcome in done] == [COUNT] * 3
+
+
+@pytest.mark.parametrize("code", ["no-quorum", "group-full", "behind", "state-differs", "ahead", "round-formed"])
+def test_one_leaders_refusal_is_not_the_swarms(code: str) -> None:
+    async def refuse(method: str, answer: bytes) -> bytes:
+        if method == "join":
+            raise RemoteRefusal(None, code, "go away")
+        return answer
+
+    done, _ = play(LEADER, Tamper(reply=refuse), limit_s=SLOW_S)
+    assert done[0].weight >= COUNT - 1
+
+
+@pytest.mark.parametrize("method", ["join", "report", "closing"])
+@pytest.mark.parametrize("offender", [LEADER, SECOND])
+def test_a_member_that_never_answers_costs_one_deadline(method: str, offender: int) -> None:
+    async def never(name: str, answer: bytes) -> bytes:
+        if name == method:
+            await asyncio.Event().wait()
+        return answer
+
+    play(offender, Tamper(reply=never), limit_s=SLOW_S)
+
+
+@pytest.mark.parametrize("answer", [b"junk", join_reply(commit_reply(replace(FALSE_COMMIT, epoch=Epoch(9))))(b"")], ids=["junk", "commit"])
+def test_a_bad_answer_to_the_leaders_call_is_named(answer: bytes) -> None:
+    _, blamed = play(LAST, answers("closing", lambda _: answer), limit_s=SLOW_S)
+    assert offender_of(LAST) in blamed
+
+
+def test_a_liar_in_every_round_does_not_stop_the_run() -> None:
+    done, blamed = play(LAST, Tamper(dialled=altered(PART, BAD_FRAMES["NaN"])), rounds=6, limit_s=SLOW_S)
+    assert offender_of(LAST) in blamed
+    assert len(done[0].contributors) >= COUNT - 1
+
+
+def test_nobody_who_could_reduce_is_a_failed_round() -> None:
+    async def main() -> None:
+        async with SimulatedSwarm(3, clients=range(3)) as swarm:
+            outcomes = await swarm.round(SIZE_ELEMS, bandwidths=[0, 0, 0])
+            assert all(isinstance(outcome, RoundError) for outcome in outcomes)
+
+    run_simulated(main(), limit_s=SLOW_S)
+
+
+def test_who_is_alone_reduces_for_itself_even_without_bandwidth() -> None:
+    async def main() -> None:
+        async with SimulatedSwarm(1) as swarm:
+            (only,) = averaged(await swarm.round(SIZE_ELEMS, bandwidths=[0]))
+            assert torch.equal(only.vector_D, swarm.vector(0, SIZE_ELEMS))
+
+    run_simulated(main(), limit_s=SLOW_S)
+
+
+def test_a_group_that_is_full_still_gives_its_result_to_the_others() -> None:
+    async def main() -> None:
+        async with SimulatedSwarm(3, averaging=rules(max_group=2)) as swarm:
+            done = averaged(await swarm.round(SIZE_ELEMS))
+            assert len(done) >= 2
+            assert same_bytes(done)
+            assert {len(outcome.members) for outcome in done if outcome.included_us} == {2}
+
+    run_simulated(main(), limit_s=SLOW_S)
