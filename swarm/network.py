@@ -27,7 +27,7 @@ from peers.bridge import PeerHandle
 from peers.clock import SystemClock
 from peers.identity import Identity
 from peers.libp2p_daemon import Libp2pOptions
-from peers.libp2p_node import Libp2pNode
+from peers.libp2p_node import Libp2pNode, split_address
 from peers.memory import keep_freed_memory
 from peers.node import Node, NodeSettings
 from peers.store.hivemind_dht import HivemindStore
@@ -35,7 +35,7 @@ from peers.training_peer import PeerStopped
 from peers.transport.grpc_mtls import GrpcTransport
 from protocols.codecs import codec_named
 from protocols.errors import NetworkSetupError
-from protocols.ids import SwarmTime
+from protocols.ids import PeerId, SwarmTime
 from protocols.record_keeping import record_validator
 from protocols.records import Presence
 from protocols.runspec import SignedRunSpec
@@ -233,10 +233,22 @@ class NetworkThread:
         """
         while True:
             await asyncio.sleep(KEEP_IN_TOUCH_S)
-            known = {peer: presence.libp2p_addresses for peer, presence in node.roster.presences.items() if peer != self._identity.peer}
+            known = {
+                peer: tuple(address for address in presence.libp2p_addresses if leads_to(address, peer))
+                for peer, presence in node.roster.presences.items()
+                if peer != self._identity.peer
+            }
             await asyncio.to_thread(remember_addresses, self._config.state_dir, known)
             chosen = random.sample(sorted(known), min(GREETED, len(known)))
             await store.join([known[peer][0] for peer in chosen if known[peer]])
+
+
+def leads_to(address: str, peer: PeerId) -> bool:
+    """Whether a member's own word for its libp2p address is one, and names that member; anything else would only waste our dials."""
+    try:
+        return split_address(address)[0] == peer
+    except NetworkSetupError:
+        return False
 
 
 async def _watch_daemon(libp2p: Libp2pNode) -> None:

@@ -146,6 +146,26 @@ def test_a_leader_that_judges_badly_is_passed_over_and_named(what: str) -> None:
     assert offender_of(LEADER) in blamed
 
 
+def test_a_leader_that_orders_repairs_for_ever_is_passed_over() -> None:
+    """Every repair is well formed and in turn, and there is nothing to repair."""
+    plan = pb.Plan()
+    asked = Counter[str]()
+
+    async def more_repairs(method: str, answer: bytes) -> bytes:
+        if method == "join":
+            plan.CopyFrom(parse(pb.JoinReply, answer, None).plan)
+        if method != "report":
+            return answer
+        repair = pb.Verdict(repair=plan)
+        repair.repair.attempt = 1 + asked["report"] // (COUNT - 1)
+        repair.repair.ClearField("reduce")
+        asked["report"] += 1
+        return repair.SerializeToString()
+
+    play(LEADER, Tamper(reply=more_repairs), limit_s=SLOW_S)
+    assert asked["report"] <= 2 * (COUNT - 1) * (MAX_ATTEMPTS + 1)
+
+
 def test_a_leader_that_commits_to_made_up_blocks_cannot_keep_the_epoch_open() -> None:
     def false_commit(answer: bytes) -> bytes:
         message = parse(pb.Verdict, answer, None)
