@@ -11,7 +11,7 @@ from peers.interfaces import Clock, Endpoint, RecordStore
 from protocols.errors import RemoteProtocolError
 from protocols.ids import Epoch, PeerId, RunId, SwarmTime
 from protocols.progress import STALE_AFTER_S
-from protocols.record_keeping import RecordReader, record_key
+from protocols.record_keeping import PRESENCE_TTL_S, RecordReader, record_key
 from protocols.records import Phase, Presence, Progress
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,17 @@ class Roster:
                 log.debug("progress dropped: %s", error)
                 continue
             self._read["progress", subkey] = value
+        self._forget_the_departed(now)
+
+    def _forget_the_departed(self, now: SwarmTime) -> None:
+        """A long run sees many members; whoever has been silent for longer than its records live is met again as a newcomer."""
+        for peer in [peer for peer, progress in self.progress.items() if now - progress.time > PRESENCE_TTL_S]:
+            del self.progress[peer]
+            self.presences.pop(peer, None)
+            self._suspected_at.pop(peer, None)
+            self._fellows.pop(peer, None)
+            for kind in ("presence", "progress"):
+                self._read.pop((kind, str(peer)), None)
 
     def _note_progress(self, progress: Progress) -> None:
         """Keep it unless we know a newer one; a member that speaks again is suspected no longer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from protocols.errors import RemoteRefusal, RoundError
 from protocols.ids import Epoch
 from protocols.messages import Commit, Report, parse
 from protocols.proto.swarm.v1 import control_pb2 as pb
+from protocols.settlement import MAX_ATTEMPTS
 from tests.helpers.averaging_swarm import STATE_HASH, KeyNotary, SimulatedSwarm, averaged, make_key, rules, same_bytes
 from tests.helpers.swarm_liars import BAD_FRAMES, COUNT, LAST, LEADER, PART, SECOND, SIZE_ELEMS, SLOW_S, altered, offender_of, play
 from tests.helpers.swarm_tampering import Tamper

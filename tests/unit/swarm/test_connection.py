@@ -15,7 +15,7 @@ from protocols.ids import Epoch, PeerId
 from swarm.membership import remember_addresses, remembered_addresses
 from swarm.monitoring.reporter import Describes, Measured, StatusReporter
 from swarm.monitoring.status import STOPPED, EpochHash, read_status
-from swarm.network import own_host
+from swarm.network import leads_to, own_host
 
 ME, OTHER = PeerId(b"m" * 32), PeerId(b"o" * 32)
 
@@ -58,6 +58,19 @@ def test_a_damaged_list_of_addresses_is_as_good_as_none(tmp_path: Path, damage: 
 
 def member(peer: PeerId, epoch: int) -> MemberView:
     return MemberView(peer, "trainer", "training", Epoch(epoch), 5, 2.5, 100, 200, 3.25, b"\xab" * 32)
+
+
+def test_only_addresses_that_lead_to_the_member_itself_are_dialled() -> None:
+    assert leads_to(f"/ip4/127.0.0.1/tcp/1/p2p/{OTHER}", OTHER)
+    for address in (
+        f"/ip4/127.0.0.1/tcp/1/p2p/{ME}",
+        "/ip4/127.0.0.1/tcp/1",
+        "/bogus",
+        "",
+        f"/ip4/999.0.0.1/tcp/1/p2p/{OTHER}",
+        f"/p2p/{OTHER}",
+    ):
+        assert not leads_to(address, OTHER)
 
 
 class SeenSwarm:
