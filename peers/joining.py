@@ -195,7 +195,7 @@ async def _first_answer(ask: Callable[[str], Awaitable[T | _Failure]], invite: I
             return answer
         log.info("address did not help: address=%s reason=%s", answer.address, answer.reason)
         failures.append(answer)
-    told = "; ".join(f"{failure.address}: {failure.reason}" for failure in failures)
+    told = "; ".join(f"{failure.address.rpartition('/p2p/')[0]}: {failure.reason}" for failure in failures)
     ours = next((failure for failure in failures if failure.code is not None), None)
     if ours is not None:
         raise UserError(f"The run {invite.run_name} cannot be joined ({told}).", ours.code)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -320,10 +321,16 @@ async def _detach(p2p: Any) -> None:
 def _raise_if_failed(reply: Any, peer: PeerId, name: str = "") -> None:
     if reply.type != pb.Response.ERROR:
         return
-    reason = " ".join(reply.error.msg.split())[:500]
-    if "protocols not supported" in reason:
+    if "protocols not supported" in reply.error.msg:
         raise unknown_method(name).as_error(peer)
-    raise RemoteTimeout(peer, f"cannot be reached: {reason}")
+    raise RemoteTimeout(peer, f"cannot be reached: {_why_not_dialled(reply.error.msg)}")
+
+
+def _why_not_dialled(message: str) -> str:
+    """What go-libp2p says of each address that it tried, without addresses and doubles; its whole message if it is not about dialling."""
+    reasons = re.findall(r"^\s*\* \[[^\]]*\] (.*)$", message, re.MULTILINE)
+    told = dict.fromkeys(reason.rpartition(": ")[2] for reason in reasons if reason != "dial backoff")
+    return (", ".join(told) or " ".join(message.split()))[:300]
 
 
 @contextlib.contextmanager

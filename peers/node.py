@@ -31,7 +31,7 @@ from protocols.ids import Epoch, PeerId, RunId, SwarmTime
 from protocols.messages import Join
 from protocols.progress import SwarmProgress, estimate
 from protocols.record_keeping import RecordReader, SealedRecord, seal_presence, seal_progress
-from protocols.records import Phase, Presence, Progress
+from protocols.records import MAX_LOSS, MAX_SAMPLES, MAX_SAMPLES_PER_S, Phase, Presence, Progress
 from protocols.signing import Sealer
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,8 @@ class NodeSettings:
         target_samples: that close an epoch.
         presence: as it will be announced, but for the address and the times.
         bandwidth_bytes_per_s: what we offer for reducing; 0: we reduce nothing.
+        founder: we may begin alone; others first wait until they have seen somebody, or a slow
+            look-up would make them a swarm of their own.
     """
 
     run: RunId
@@ -65,6 +67,7 @@ class NodeSettings:
     target_samples: int
     presence: Presence
     bandwidth_bytes_per_s: int
+    founder: bool
 
 
 class Node:
@@ -105,6 +108,7 @@ class Node:
         self._published_at = SwarmTime(0.0)
         self._news = asyncio.Event()
         self._last_group: tuple[PeerId, ...] = ()
+        self._met_somebody = settings.founder
         self._averager: Averager | None = None
         self.address = ""
 
@@ -192,12 +196,12 @@ class Node:
         return Progress(
             self._me,
             self._held.epoch,
-            self._report.samples,
-            self._report.samples_per_s,
+            min(self._report.samples, MAX_SAMPLES),
+            min(self._report.samples_per_s, MAX_SAMPLES_PER_S),
             self._held.accepted_samples,
             self._held.state_hash,
             phase,
-            self._report.loss,
+            self._report.loss if self._report.loss is not None and abs(self._report.loss) <= MAX_LOSS else None,
             traffic.sent_bytes,
             traffic.received_bytes,
             self._clock.now(),
@@ -216,8 +220,10 @@ class Node:
         """Close the epoch as soon as the swarm has gathered its target."""
         while True:
             swarm = self._estimate()
+            self._met_somebody |= bool(self.roster.others())
             if (
-                self._held.state_hash
+                self._met_somebody
+                and self._held.state_hash
                 and swarm.epoch == self._held.epoch
                 and not swarm.behind
                 and swarm.samples >= self._settings.target_samples

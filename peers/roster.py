@@ -16,6 +16,9 @@ from protocols.records import Phase, Presence, Progress
 
 log = logging.getLogger(__name__)
 
+OVERDUE_S = 2 * STALE_AFTER_S
+"""How long a member that averaged with us is waited for without a word from it."""
+
 
 class Roster:
     """The `Directory` of `peers.averaging.context`, fed by the record store.
@@ -118,10 +121,13 @@ class Roster:
     def live(self, epoch: Epoch) -> frozenset[PeerId]:
         """Members that hold the state and are at most one epoch from this one: records lag behind by up to one.
 
-        Whoever closed the epoch before with us counts even if its records are overdue, until it is suspected or says that it leaves.
+        Whoever closed the epoch before with us counts for a while even if its records are overdue, unless it is gone or leaves.
         """
+        now = self._clock.now()
         fellows = {
-            peer for peer, since in self._fellows.items() if since == epoch and peer not in self._suspected_at and not self._leaving(peer)
+            peer
+            for peer, since in self._fellows.items()
+            if since == epoch and peer not in self._suspected_at and self._heard_lately(peer, now)
         }
         return frozenset(fellows) | frozenset(
             peer
@@ -129,9 +135,9 @@ class Roster:
             if progress.state_hash and progress.phase != "leaving" and abs(progress.epoch - epoch) <= 1 and peer in self.presences
         )
 
-    def _leaving(self, peer: PeerId) -> bool:
+    def _heard_lately(self, peer: PeerId, now: SwarmTime) -> bool:
         known = self.progress.get(peer)
-        return known is not None and known.phase == "leaving"
+        return known is not None and known.phase != "leaving" and now - known.time <= OVERDUE_S
 
     def endpoint(self, peer: PeerId) -> Endpoint | None:
         """Where to dial a member; None while it has announced nothing or cannot be dialled."""

@@ -115,7 +115,7 @@ class RemoteRefusal(RemoteError):
     """They understood and said no.
 
     Args:
-        code: short stable word, e.g. "wrong-run"; see `protocols.messages.Refusal`.
+        code: short stable word, e.g. "wrong-run".
     """
 
     def __init__(self, peer: PeerId | None, code: str, message: str) -> None:

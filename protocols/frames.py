@@ -56,12 +56,17 @@ class BlockBytes:
 HEARTBEAT = _HEADER.pack(FrameKind.HEARTBEAT, _RESERVED, 0, 0, 0, 0)
 
 
+def frame_at(item: BlockBytes, offset: int, chunk_bytes: int) -> bytes:
+    """The frame with the chunk of a block that begins at `offset`."""
+    view = memoryview(item.data).cast("B")
+    header = _HEADER.pack(item.kind, _RESERVED, item.block, offset, len(view), item.contributors)
+    return b"".join((header, view[offset : offset + chunk_bytes]))
+
+
 def frames_of(item: BlockBytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
     """Cut one block into frames; an empty block is one frame with no chunk."""
-    view = memoryview(item.data).cast("B")
-    for offset in range(0, max(len(view), 1), chunk_bytes):
-        header = _HEADER.pack(item.kind, _RESERVED, item.block, offset, len(view), item.contributors)
-        yield b"".join((header, view[offset : offset + chunk_bytes]))
+    for offset in range(0, max(memoryview(item.data).nbytes, 1), chunk_bytes):
+        yield frame_at(item, offset, chunk_bytes)
 
 
 class FrameReader:

@@ -24,6 +24,7 @@ MAX_ELEMS = 2**40
 MAX_WEIGHT = 1e9
 """Samples one member can claim for one epoch."""
 
+MAX_BANDWIDTH_BYTES_PER_S = 10**12
 HASH_BYTES = 32
 _M = TypeVar("_M", bound=Message)
 
@@ -93,6 +94,7 @@ class Join:
         m = parse(pb.Join, data, sender)
         require(len(m.state_hash) == HASH_BYTES, sender, "a state hash in its join is not 32 bytes")
         require(math.isfinite(m.weight) and 0 <= m.weight <= MAX_WEIGHT, sender, f"an absurd weight in its join: {m.weight}")
+        require(m.bandwidth_bytes_per_s <= MAX_BANDWIDTH_BYTES_PER_S, sender, f"an absurd bandwidth in its join: {m.bandwidth_bytes_per_s}")
         return cls(Epoch(m.epoch), m.state_hash, m.weight, m.bandwidth_bytes_per_s)
 
 
@@ -228,24 +230,35 @@ class Commit:
         epoch: the epoch it closed.
         block_hashes: hash of every block of the averaged vector, contributors included.
         weight: samples that went in, each block counted by its share of the vector; above 0.
+        state_hash: of the state that the result is a step from.
     """
 
     first_plan_digest: bytes
     epoch: Epoch
     block_hashes: tuple[bytes, ...]
     weight: float
+    state_hash: bytes
 
     def to_message(self) -> pb.Commit:
         """As protobuf."""
-        return pb.Commit(first_plan_digest=self.first_plan_digest, epoch=self.epoch, block_hashes=self.block_hashes, weight=self.weight)
+        return pb.Commit(
+            first_plan_digest=self.first_plan_digest,
+            epoch=self.epoch,
+            block_hashes=self.block_hashes,
+            weight=self.weight,
+            state_hash=self.state_hash,
+        )
 
     @classmethod
     def from_message(cls, m: pb.Commit, sender: PeerId) -> Commit:
         """Read and check."""
         require(len(m.first_plan_digest) == HASH_BYTES, sender, "a commit whose plan digest is not 32 bytes")
+        require(len(m.state_hash) == HASH_BYTES, sender, "a commit whose state hash is not 32 bytes")
         absurd = not math.isfinite(m.weight) or not 0 < m.weight <= MAX_WEIGHT * MAX_MEMBERS
         require(not absurd, sender, f"an absurd weight in its commit: {m.weight}")
-        return cls(m.first_plan_digest, Epoch(m.epoch), require_hashes(m.block_hashes, sender, may_be_missing=False), m.weight)
+        return cls(
+            m.first_plan_digest, Epoch(m.epoch), require_hashes(m.block_hashes, sender, may_be_missing=False), m.weight, m.state_hash
+        )
 
 
 @dataclass(frozen=True, slots=True)

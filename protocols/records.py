@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from protocols.certificate_chain import CertificateChain
 from protocols.errors import RemoteProtocolError
 from protocols.ids import Epoch, PeerId, SwarmTime
-from protocols.messages import parse, require
+from protocols.messages import MAX_BANDWIDTH_BYTES_PER_S, parse, require
 from protocols.proto.swarm.v1 import records_pb2 as pb
 from protocols.signing import CLOCK_SKEW_S, Envelope
 
@@ -35,7 +35,6 @@ MAX_SAMPLES = 10**9
 MAX_ACCEPTED_SAMPLES = 2**53
 MAX_SAMPLES_PER_S = 1e7
 MAX_LOSS = 1e9
-MAX_BANDWIDTH_BYTES_PER_S = 10**12
 MAX_TRAFFIC_BYTES = 2**60
 
 

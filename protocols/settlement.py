@@ -57,17 +57,17 @@ def settle(plan: Plan, first_plan_digest: bytes, reports: Mapping[int, Report], 
         A commit, a plan with the next attempt number, or the reason to give up.
     """
     members = len(plan.members)
-    if 2 * len(reports) < members:
-        return GiveUp(f"only {len(reports)} of {members} members are left: less than half")
+    if 2 * len(reports) <= members:
+        return GiveUp(f"only {len(reports)} of {members} members are left: no majority")
     num_blocks = -(-plan.size_elems // plan.block_elems)
     held = [_most_common(reports, BlockIndex(block)) for block in range(num_blocks)]
     target = tuple(held)
     if all(held) and all(report.block_hashes == target for report in reports.values()):
-        return Commit(first_plan_digest, plan.epoch, target, weight)
+        return Commit(first_plan_digest, plan.epoch, target, weight, plan.members[0].join.state_hash)
     if plan.attempt + 1 > MAX_ATTEMPTS:
         agreeing = sum(report.block_hashes == target for report in reports.values())
         if all(held) and 2 * agreeing > members:
-            return Commit(first_plan_digest, plan.epoch, target, weight)
+            return Commit(first_plan_digest, plan.epoch, target, weight, plan.members[0].join.state_hash)
         return GiveUp(f"the members still disagree after {MAX_ATTEMPTS} repairs")
     return _repair(plan, reports, held)
 

@@ -75,14 +75,23 @@ class Connection:
         """Our addresses; waits until others can reach us, raises as `signed_spec`."""
         return self._wait_for(self.network.online)
 
+    def check(self) -> None:
+        """Notice early that the network side has failed, before doing something that takes long; instant.
+
+        Raises:
+            PeerStopped: the peer is stopping; the context then says why.
+        """
+        if self.handle.stopping():
+            raise PeerStopped("the peer is stopping")
+
     def _wait_for(self, future: Future[T]) -> T:
         """Wait in small steps, because a signal handler only runs between them."""
         while True:
             try:
                 return future.result(timeout=0.2)
             except TimeoutError:
-                if self.handle.stopping() and not future.done():
-                    raise PeerStopped("the peer is stopping") from None
+                if not future.done():
+                    self.check()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from protocols.canonical import pack_time
 from protocols.certificate import MAX_VALIDITY_LEAD_S
 from protocols.errors import ExitCode, NetworkSetupError, RemoteError, UserError
 from protocols.ids import PeerId, SwarmTime
-from protocols.invite import read_invite
+from protocols.invite import MAX_ADDRESSES, read_invite
 from protocols.issuing import Issuer, issue_member_certificate, serial_for
 from protocols.runspec import SignedRunSpec
 from swarm.runfile import load_spec, new_invite, save_spec
@@ -43,11 +43,13 @@ class Membership:
         signed: the run.
         credentials: ours.
         initial_peers: libp2p addresses to enter the DHT by; empty for the first member.
+        founder: we hold the run's authority.
     """
 
     signed: SignedRunSpec
     credentials: MemberCredentials
     initial_peers: tuple[str, ...]
+    founder: bool
 
 
 class VolunteerEntrance:
@@ -90,7 +92,7 @@ class VolunteerEntrance:
             )
         save_spec(self._state_dir, document.signed_spec)
         await node.serve(SPEC_CALL, spec_handler(document.signed_spec, document.run_ca, self._clock))
-        return Membership(document.signed_spec, credentials, addresses)
+        return Membership(document.signed_spec, credentials, addresses, founder=False)
 
     def now_online(self, addresses: tuple[str, ...]) -> None:
         """Nothing to do: others read our presence."""
@@ -123,7 +125,7 @@ class AuthorityEntrance:
         desk = AdmissionDesk(signed.run_id, signed.authority_key, authority.certificate, authority)
         await node.serve(ADMIT_CALL, AdmissionService(desk, self._state_dir, self._clock).admit)
         await node.serve(SPEC_CALL, spec_handler(signed, authority.certificate, self._clock))
-        return Membership(signed, credentials, await self._still_there(node))
+        return Membership(signed, credentials, await self._still_there(node), founder=True)
 
     async def _still_there(self, node: Libp2pNode) -> tuple[str, ...]:
         """After a restart: members of old that answer. Nobody answering is no error here, since somebody has to be the first."""
@@ -147,6 +149,7 @@ class AuthorityEntrance:
 
     def now_online(self, addresses: tuple[str, ...]) -> None:
         """Make an invite and hand it out."""
+        addresses = addresses[:MAX_ADDRESSES]
         uses = 0 if self._signed.spec.admission.mode == "open" else INVITE_USES
         now = self._clock.now()
         self._invite_sink(new_invite(self._signed, self._authority, addresses, now=now, lifetime_s=INVITE_LIFETIME_S, max_uses=uses))

@@ -33,10 +33,11 @@ from peers.node import Node, NodeSettings
 from peers.store.hivemind_dht import HivemindStore
 from peers.training_peer import PeerStopped
 from peers.transport.grpc_mtls import GrpcTransport
+from peers.twin import refuse_twin
 from protocols.codecs import codec_named
-from protocols.errors import NetworkSetupError
+from protocols.errors import NetworkSetupError, StateDirError
 from protocols.ids import PeerId, SwarmTime
-from protocols.record_keeping import record_validator
+from protocols.record_keeping import RecordReader, record_validator
 from protocols.records import Presence
 from protocols.runspec import SignedRunSpec
 from swarm.config import PeerConfig, split_host_port
@@ -183,6 +184,12 @@ class NetworkThread:
         try:
             host = self._config.announce or own_host(self._config.listen)
             transport = GrpcTransport(credentials.tls(clock, lambda peer: False), self._config.listen, host)
+            reader = RecordReader(signed.run_id, signed.authority_key)
+            try:
+                await refuse_twin(self._identity.peer, signed.run_id, reader, store, transport, clock)
+            except BaseException:
+                await transport.close()
+                raise
             settings = self._node_settings(libp2p, papers, clock.now())
             node = Node(settings, credentials.sealer(self._identity), self._identity, transport, store, self._handle, clock)
             yield node, store
@@ -213,7 +220,8 @@ class NetworkThread:
             "swarm-peer",
         )
         reduces = 0 if self._config.role == "client" else bandwidth
-        return NodeSettings(signed.run_id, signed.authority_key, rules, signed.spec.optimizer.target_batch_samples, presence, reduces)
+        target_samples = signed.spec.optimizer.target_batch_samples
+        return NodeSettings(signed.run_id, signed.authority_key, rules, target_samples, presence, reduces, papers.founder)
 
     def _libp2p_options(self) -> Libp2pOptions:
         listen, announce = self._config.libp2p_listen, self._config.announce
@@ -238,7 +246,10 @@ class NetworkThread:
                 for peer, presence in node.roster.presences.items()
                 if peer != self._identity.peer
             }
-            await asyncio.to_thread(remember_addresses, self._config.state_dir, known)
+            try:
+                await asyncio.to_thread(remember_addresses, self._config.state_dir, known)
+            except StateDirError as error:
+                log.warning("addresses of members are not remembered: %s", error)
             chosen = random.sample(sorted(known), min(GREETED, len(known)))
             await store.join([known[peer][0] for peer in chosen if known[peer]])
 

@@ -79,6 +79,7 @@ def _train(connection: Connection, leaving: Leaving, *, measure_first: bool) -> 
     config = connection.config
     with suppress(PeerStopped):
         import_libraries()
+        connection.check()
         measured = Measured()
         trainer = _make_trainer(connection, measured, measure_first=measure_first)
         reporter = StatusReporter(config.status_path, _about(connection), connection.handle, measured, lambda: trainer.samples_total)

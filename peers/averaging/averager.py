@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -134,7 +135,9 @@ class Averager:
             raise
         to_be_dialled = [member.peer for member in plan.members if member.join.bandwidth_bytes_per_s and member.peer != self._context.me]
         if any(self._context.directory.endpoint(peer) is None for peer in to_be_dialled):
-            await self._context.directory.refresh()
+            with suppress(TimeoutError):  # others wait for our exchange: better one unknown reducer than a late member
+                async with asyncio.timeout(self._context.rules.stall_timeout_s / 2):
+                    await self._context.directory.refresh()
         self._join_deadline.observe(asyncio.get_running_loop().time() - started_s)
         return plan
 

@@ -14,20 +14,18 @@ from contextlib import asynccontextmanager
 import torch
 
 from peers.averaging.context import Blame, MemberContext, plain_remote_errors
+from peers.averaging.pace import Pace
 from peers.interfaces import Stream
 from protocols.aggregation.mean import weighted_mean
 from protocols.butterfly import BlockReducer, ReduceBlock, blocks_reduced_by, contributors_in, reducers_of, senders_of
 from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RemoteTimeout
-from protocols.frames import CHUNK_BYTES, HEARTBEAT, BlockBytes, BytesLike, FrameKind, FrameReader, frames_of
+from protocols.frames import HEARTBEAT, BlockBytes, BytesLike, FrameKind, FrameReader
 from protocols.ids import BlockIndex
 from protocols.layout import Blocks
 from protocols.messages import Plan, block_hash
 from protocols.proto.swarm.v1 import control_pb2 as pb
 
 log = logging.getLogger(__name__)
-
-MIN_CHUNK_BYTES = 2**16
-"""Smallest chunk, for members that say they are slower than that, or nothing."""
 
 
 class RoundResult:
@@ -78,7 +76,6 @@ class Exchange:
         self._codec = context.rules.codec
         self._cut_after_s = cut_after_s
         self._blame = blame
-        self._chunk_bytes = self._fitting_chunk_bytes()
         self._machine = BlockReducer(plan, index)
         self._parts: dict[BlockIndex, dict[int, torch.Tensor]] = {block: {} for block in blocks_reduced_by(plan, index)}
         self._reduced: list[BlockBytes] = []
@@ -219,13 +216,12 @@ class Exchange:
         self._news = asyncio.Event()
 
     async def _give_results(self, stream: Stream) -> None:
-        sent = 0
+        sent, pace = 0, Pace(self._context.rules.heartbeat_s)
         while sent < len(self._reduced) or not self._finished_reducing:
             if sent == len(self._reduced):
                 await self._wait_or_beat(stream, self._news.wait)
                 continue
-            for frame in frames_of(self._reduced[sent], self._chunk_bytes):
-                await stream.send(frame)
+            await pace.send(stream, self._reduced[sent])
             sent += 1
 
     # As a member of somebody else's blocks
@@ -262,10 +258,10 @@ class Exchange:
 
     async def _send_parts(self, stream: Stream, reducer: int) -> None:
         if self._me in senders_of(self._plan):
+            pace = Pace(self._context.rules.heartbeat_s)
             for block in blocks_reduced_by(self._plan, reducer):
                 data = await self._context.heavy(lambda b=block: self._encode_own(b))  # type: ignore[misc]
-                for frame in frames_of(BlockBytes(FrameKind.PART, block, data), self._chunk_bytes):
-                    await stream.send(frame)
+                await pace.send(stream, BlockBytes(FrameKind.PART, block, data))
         while True:  # our blocks are out: show that we are alive until the results are in
             await asyncio.sleep(self._context.rules.heartbeat_s)
             await stream.send(HEARTBEAT)
@@ -309,12 +305,6 @@ class Exchange:
     def _expected_bytes(self, reducer: int) -> dict[BlockIndex, int]:
         blocks = self._result.blocks
         return {block: self._codec.encoded_bytes(blocks.elems(block)) for block in blocks_reduced_by(self._plan, reducer)}
-
-    def _fitting_chunk_bytes(self) -> int:
-        """A chunk that our link, shared by all streams, carries between two heartbeats: it must not look like silence."""
-        members = self._plan.members
-        share_bytes_per_s = members[self._me].join.bandwidth_bytes_per_s / max(len(members) - 1, 1)
-        return int(min(max(share_bytes_per_s * self._context.rules.heartbeat_s, MIN_CHUNK_BYTES), CHUNK_BYTES))
 
     async def _next_frame(self, stream: Stream) -> bytes:
         try:

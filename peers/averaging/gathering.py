@@ -294,6 +294,8 @@ class Gathering:
         require(commit.epoch == self._round_id.epoch, sender, f"a commit of epoch {commit.epoch} where {self._round_id.epoch} closes")
         same_size = len(commit.block_hashes) == self._context.blocks_of(self._size_elems).count
         require(same_size, sender, "a commit to a vector of another size")
+        if self._own and commit.state_hash != self._own.join.state_hash:
+            raise RemoteRefusal(sender, "state-differs", "the group closed this epoch from another state than ours")
         return commit
 
     def _checked(self, message: pb.Plan, leader: PeerId) -> Plan:

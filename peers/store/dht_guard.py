@@ -101,7 +101,11 @@ class DhtGuard:
 
     def _clean_neighbours(self, result: Any, sender: bytes) -> None:
         pairs = zip(result.nearest_node_ids, result.nearest_peer_ids, strict=False)
-        honest = [(node, peer) for node, peer in pairs if 0 < len(peer) <= _MAX_PEER_ID_BYTES and node == node_id(peer)][:MAX_NEIGHBOURS]
+        honest = [(node, peer) for node, peer in pairs if 0 < len(peer) <= _MAX_PEER_ID_BYTES and node == node_id(peer)]
+        # hivemind asserts that we are not our own neighbour
+        honest = [(node, peer) for node, peer in honest if peer != self._own_peer][
+            :MAX_NEIGHBOURS
+        ]  # hivemind asserts that we are not our own
         if len(honest) < len(result.nearest_node_ids):
             self._note(sender, "it names neighbours under ids that are not theirs")
         del result.nearest_node_ids[:], result.nearest_peer_ids[:]

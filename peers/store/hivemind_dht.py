@@ -22,6 +22,7 @@ from hivemind.dht.node import DHTNode
 from hivemind.dht.routing import DHTID
 from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.p2p import PeerID
+from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import MAX_DHT_TIME_DISCREPANCY_SECONDS, ValueWithExpiration
 
@@ -182,6 +183,10 @@ class _GuardedP2P:
             del self.skew_s[next(iter(self.skew_s))]
 
 
+_HIVEMIND_FAILURES = (AssertionError, ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError, P2PDaemonError)
+"""What its traversal of answers from strangers has been seen, or can be expected, to raise; losing one record must not end a peer."""
+
+
 class HivemindStore:
     """See `RecordStore`. Made by `create`; close it before its node."""
 
@@ -299,6 +304,8 @@ class HivemindStore:
                 await self._dht.store(key, blob, float(expires_at), subkey=subkey)
         except TimeoutError:
             log.warning("storing a record took too long key=%s subkey=%s", key, subkey)
+        except _HIVEMIND_FAILURES:
+            log.exception("hivemind could not store a record key=%s subkey=%s", key, subkey)
         finally:
             _current_put.reset(token)
         return put.accepted
@@ -312,6 +319,9 @@ class HivemindStore:
                 found = await self._dht.get(key, latest=True)
         except TimeoutError:
             log.warning("reading a key took too long key=%s", key)
+            return {}
+        except _HIVEMIND_FAILURES:
+            log.exception("hivemind could not read a key key=%s", key)
             return {}
         records: dict[str, bytes] = {}
         for subkey, (blob, expires_at) in (found.value if found else {}).items():

@@ -123,7 +123,7 @@ class GrpcTransport:
         try:
             host, port = split_address(self._listen)
         except ValueError as error:
-            raise NetworkSetupError(f"cannot listen: {error}; give an address such as 0.0.0.0:7400") from None
+            raise NetworkSetupError(f"Cannot listen: {error}; give an address such as 0.0.0.0:7400.") from None
         ours = self._credentials
         identity = [(ours.private_key_pem, ours.certificate_chain_pem)]
         tls = grpc.ssl_server_credentials(identity, root_certificates=ours.run_ca_pem, require_client_auth=True)
@@ -143,7 +143,7 @@ def _why_not_bound(host: str, port: int) -> NetworkSetupError:
             probe.bind(where)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            message = f"port {port} is in use by another program; stop it or choose another port"
+            message = f"Cannot listen on {address}: the port is in use, choose another or stop the other program."
             return NetworkSetupError(message, ExitCode.PORT_IN_USE)
-        return NetworkSetupError(f"cannot listen on {address}: {error.strerror or error}; choose an address of this machine")
-    return NetworkSetupError(f"cannot listen on {address}; choose another port")
+        return NetworkSetupError(f"Cannot listen on {address} ({error.strerror or error}): choose an address of this machine.")
+    return NetworkSetupError(f"Cannot listen on {address}: choose another port.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec
 import typer
 from rich.console import Console
 
-from protocols.errors import ExitCode, RemoteError, RemoteRefusal, UserError
+from protocols.errors import ExitCode, RemoteError, RemoteRefusal, StateDirError, UserError
 from swarm.signals import Interrupted, asked_to_leave
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
-        except typer.Exit:
+        except (typer.Exit, typer.BadParameter):
             raise
         except (KeyboardInterrupt, Interrupted):
             raise typer.Exit(_stopped()) from None
@@ -135,14 +135,19 @@ def configure(flags: Mapping[str, object], settings: list[str] | None) -> PeerCo
     return peer_config(flags, environment.settings(), settings or ())
 
 
+def _log_file(state_dir: Path) -> logging.Handler:
+    from peers.private_files import make_private_dir
+
+    make_private_dir(state_dir)
+    try:
+        return logging.FileHandler(state_dir / "peer.log", encoding="utf-8")
+    except OSError as error:
+        raise StateDirError(f"{state_dir / 'peer.log'} cannot be written ({error.strerror}): change its owner or remove it.") from error
+
+
 def start_logging(config: PeerConfig) -> None:
     """Send our own packages' events to standard error, or, where that is a terminal that shows the table, to `<state_dir>/peer.log`."""
-    handler: logging.Handler
-    if err.is_terminal:
-        config.state_dir.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(config.state_dir / "peer.log", encoding="utf-8")
-    else:
-        handler = logging.StreamHandler(sys.stderr)
+    handler = _log_file(config.state_dir) if err.is_terminal else logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     for package in ("swarm", "peers", "protocols"):
         logger = logging.getLogger(package)

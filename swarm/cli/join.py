@@ -35,7 +35,11 @@ def command(
     """See `HELP`."""
     flags = {"state_dir": state_dir, "listen": listen, "announce": announce, "device": device, "role": role}
     config = configure(flags, settings)
-    link = read_invite(invite)
+    link = read_link(invite)
+    from peers.clock import SystemClock
+    from protocols.invite import read_invite
+
+    read_invite(link, SystemClock().now())  # a wrong one is told before the slow imports
     start_logging(config)
     from swarm.monitoring.live import watching
     from swarm.runtime import run_volunteer
@@ -44,7 +48,7 @@ def command(
         run_volunteer(config, link)
 
 
-def read_invite(text: str) -> str:
+def read_link(text: str) -> str:
     """The link itself, from the command line or from the file after "@".
 
     Raises:

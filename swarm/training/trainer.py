@@ -107,7 +107,7 @@ class Trainer:
             while not self._finished():
                 epoch = self._optimizer.epoch
                 outcome = self._turn()
-                if outcome.status is StepStatus.BEHIND:
+                if outcome.status in (StepStatus.BEHIND, StepStatus.ABORTED):
                     self._peer.pause(self._settings.retry_s)
                 if outcome.epoch != epoch:
                     self._epoch_changed(epoch, outcome)

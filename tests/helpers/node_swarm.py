@@ -189,6 +189,7 @@ class NodeSwarm:
         role: Role = "trainer",
         error_s: float = 0.0,
         trains: bool = True,
+        founder: bool = True,
     ) -> Trainee:
         """Start a member that trains.
 
@@ -199,6 +200,7 @@ class NodeSwarm:
             role: as it announces itself.
             error_s: how far its clock is ahead.
             trains: False for one that announces its state and then does nothing by itself.
+            founder: it may begin alone.
         """
         run, authority_key = world().run, world().authority_key
         who, clock = identity(number), SimulatedClock(error_s=error_s)
@@ -206,7 +208,7 @@ class NodeSwarm:
         leaf_pem = CertificateChain.from_bytes(sealer_of(number).certificate).leaf_pem
         presence = Presence(who.peer, "", leaf_pem, (), role, "cpu", 1_000_000, NOW, "test")
         bandwidth = 0 if role == "client" else 1_000_000
-        settings = NodeSettings(run, authority_key, rules, self._target_samples, presence, bandwidth)
+        settings = NodeSettings(run, authority_key, rules, self._target_samples, presence, bandwidth, founder=founder)
         store = MemoryStore(clock, _validator, self.records)
         transport = PortedTransport(SimulatedTransport(self.network, who.peer))
         handle = PeerHandle()

@@ -196,7 +196,7 @@ def test_port_in_use_is_one_clear_sentence(host: str) -> None:
         port = other.getsockname()[1]
         error = fails_to_serve(f"{host}:{port}")
     assert error.exit_code is ExitCode.PORT_IN_USE
-    assert str(error) == f"port {port} is in use by another program; stop it or choose another port"
+    assert str(error) == f"Cannot listen on {host}:{port}: the port is in use, choose another or stop the other program."
 
 
 def test_a_second_server_of_ours_on_one_port_is_refused() -> None:

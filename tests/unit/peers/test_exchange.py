@@ -112,6 +112,26 @@ def test_after_a_few_rounds_heartbeats_alone_are_seen_through_quickly() -> None:
     run_simulated(main(), limit_s=SLOW_S)
 
 
+@pytest.mark.parametrize("moment_s", [0.06, 0.08, 0.1, 0.12, 0.14])
+def test_a_link_that_comes_back_is_nobodys_fault(moment_s: float) -> None:
+    """What was sent into it arrives when its sender has long been left out."""
+
+    async def main() -> None:
+        async with SimulatedSwarm(COUNT) as swarm:
+            loop = asyncio.get_running_loop()
+            victim, others = swarm.members[LAST].peer, [member.peer for number, member in enumerate(swarm.members) if number != LAST]
+            loop.call_later(moment_s, swarm.network.partition, [victim], others)
+            loop.call_later(moment_s + 3.5, swarm.network.heal)
+            theirs = asyncio.ensure_future(swarm.round(SIZE_ELEMS, who=[LAST]))
+            done = averaged(await swarm.round(SIZE_ELEMS, who=[number for number in range(COUNT) if number != LAST]))
+            done += averaged(await theirs)
+            assert len(done) >= COUNT - 1
+            assert all(member.averager._blamed == {} for member in swarm.members)
+            assert [outcome.blamed for outcome in done] == [{}] * len(done)
+
+    run_simulated(main(), limit_s=SLOW_S)
+
+
 def test_a_contribution_that_is_not_finite_does_not_leave_the_house() -> None:
     async def main() -> None:
         async with SimulatedSwarm(1) as swarm:

@@ -100,7 +100,7 @@ def commit_reply(commit: Commit) -> Callable[[pb.JoinReply], None]:
 
 
 NUM_BLOCKS = 16
-FALSE_COMMIT = Commit(b"p" * 32, Epoch(0), (b"x" * 32,) * NUM_BLOCKS, 4.0)
+FALSE_COMMIT = Commit(b"p" * 32, Epoch(0), (b"x" * 32,) * NUM_BLOCKS, 4.0, STATE_HASH)
 
 BAD_ANSWERS_TO_A_JOIN: dict[str, Callable[[bytes], bytes]] = {
     "junk": lambda _: b"junk",

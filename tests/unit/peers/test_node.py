@@ -68,6 +68,19 @@ def test_a_member_alone_closes_its_epochs_alone() -> None:
     run_simulated(main(), limit_s=60)
 
 
+def test_only_a_founder_begins_alone() -> None:
+    async def main() -> None:
+        async with NodeSwarm(TARGET) as swarm:
+            first = swarm.add(0, held=state(0), samples_per_tick=20, founder=False)
+            await swarm.pass_time(20.0)
+            assert first.outcomes == []
+            second = swarm.add(1, held=state(0), founder=False)
+            await swarm.until(lambda: first.epoch >= 2 and second.epoch >= 2)
+            await swarm.until(lambda: same_state([first, second]), limit_s=10.0)
+
+    run_simulated(main(), limit_s=120)
+
+
 def test_a_newcomer_without_a_state_fetches_it_and_takes_part() -> None:
     async def main() -> None:
         async with NodeSwarm(TARGET) as swarm:

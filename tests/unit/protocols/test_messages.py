@@ -15,6 +15,7 @@ from protocols.errors import RemoteProtocolError
 from protocols.frames import MAX_MEMBERS
 from protocols.ids import Attempt, BlockIndex, Epoch, PeerId
 from protocols.messages import (
+    MAX_BANDWIDTH_BYTES_PER_S,
     MAX_BLOCKS,
     MAX_WEIGHT,
     BlocksRequest,
@@ -61,7 +62,7 @@ def plan_message(**changes: object) -> pb.Plan:
     return parse(pb.Plan, replace(PLAN, **changes).encode(), SENDER)  # type: ignore[arg-type]
 
 
-@given(EPOCH, HASH, st.floats(0, MAX_WEIGHT), st.integers(0, 2**64 - 1))
+@given(EPOCH, HASH, st.floats(0, MAX_WEIGHT), st.integers(0, MAX_BANDWIDTH_BYTES_PER_S))
 def test_joins_round_trip(epoch: Epoch, state_hash: bytes, weight: float, bandwidth: int) -> None:
     join = Join(epoch, state_hash, weight, bandwidth)
     assert Join.decode(join.encode(), SENDER) == join
@@ -72,9 +73,9 @@ def test_reports_round_trip(digest: bytes, hashes: tuple[bytes, ...]) -> None:
     assert Report.decode(Report(digest, hashes).encode(), SENDER) == Report(digest, hashes)
 
 
-@given(HASH, EPOCH, st.lists(HASH, max_size=20).map(tuple), st.floats(1e-9, MAX_WEIGHT))
-def test_commits_round_trip(digest: bytes, epoch: Epoch, hashes: tuple[bytes, ...], weight: float) -> None:
-    commit = Commit(digest, epoch, hashes, weight)
+@given(HASH, EPOCH, st.lists(HASH, max_size=20).map(tuple), st.floats(1e-9, MAX_WEIGHT), HASH)
+def test_commits_round_trip(digest: bytes, epoch: Epoch, hashes: tuple[bytes, ...], weight: float, state: bytes) -> None:
+    commit = Commit(digest, epoch, hashes, weight, state)
     assert Commit.from_message(commit.to_message(), SENDER) == commit
 
 
@@ -150,13 +151,18 @@ def test_an_absurd_weight_is_refused(weight: float) -> None:
     with pytest.raises(RemoteProtocolError, match="weight"):
         Join.decode(pb.Join(epoch=1, state_hash=b"h" * 32, weight=weight).SerializeToString(), SENDER)
     with pytest.raises(RemoteProtocolError, match="weight"):
-        Commit.from_message(pb.Commit(first_plan_digest=b"p" * 32, weight=weight * MAX_MEMBERS), SENDER)
+        Commit.from_message(pb.Commit(first_plan_digest=b"p" * 32, state_hash=b"h" * 32, weight=weight * MAX_MEMBERS), SENDER)
+
+
+def test_an_absurd_bandwidth_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError, match="bandwidth"):
+        Join.decode(Join(Epoch(1), b"h" * 32, 1.0, MAX_BANDWIDTH_BYTES_PER_S + 1).encode(), SENDER)
 
 
 def test_a_commit_to_nothing_is_refused() -> None:
     """The trainer would divide by it, or take a step for nobody's samples."""
     with pytest.raises(RemoteProtocolError, match="weight"):
-        Commit.from_message(pb.Commit(first_plan_digest=b"p" * 32, weight=0.0), SENDER)
+        Commit.from_message(pb.Commit(first_plan_digest=b"p" * 32, state_hash=b"h" * 32, weight=0.0), SENDER)
 
 
 @pytest.mark.parametrize("length", [0, 31, 33])
@@ -167,9 +173,11 @@ def test_hashes_have_32_bytes(length: int) -> None:
     with pytest.raises(RemoteProtocolError):
         Report.decode(pb.Report(plan_digest=odd).SerializeToString(), SENDER)
     with pytest.raises(RemoteProtocolError):
-        Commit.from_message(pb.Commit(first_plan_digest=odd, weight=1.0), SENDER)
+        Commit.from_message(pb.Commit(first_plan_digest=odd, state_hash=b"h" * 32, weight=1.0), SENDER)
     with pytest.raises(RemoteProtocolError):
-        Commit.from_message(pb.Commit(first_plan_digest=b"p" * 32, block_hashes=[odd], weight=1.0), SENDER)
+        Commit.from_message(pb.Commit(first_plan_digest=b"p" * 32, state_hash=odd, weight=1.0), SENDER)
+    with pytest.raises(RemoteProtocolError):
+        Commit.from_message(pb.Commit(first_plan_digest=b"p" * 32, state_hash=b"h" * 32, block_hashes=[odd], weight=1.0), SENDER)
     if length:
         with pytest.raises(RemoteProtocolError):
             Report.decode(pb.Report(plan_digest=b"p" * 32, block_hashes=[odd]).SerializeToString(), SENDER)

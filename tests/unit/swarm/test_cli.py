@@ -24,7 +24,7 @@ from protocols.errors import (
     StateDirError,
 )
 from swarm.cli import app, common
-from swarm.cli.join import read_invite
+from swarm.cli.join import read_link
 from swarm.monitoring.status import STOPPED, write_status
 from tests.unit.swarm.status_builder import a_status
 
@@ -80,7 +80,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_wrong_usage_ends_with_2_and_no_traceback() -> None:
-    for arguments in (["nonsense"], ["join"], ["status", "--colour"], ["demo", "--seconds", "many"]):
+    for arguments in (["nonsense"], ["join"], ["status", "--colour"], ["demo", "--seconds", "many"], ["init", "run.toml", "--preset", "tiny"]):
         code, _, complaint = _run(*arguments)
         assert code == ExitCode.USAGE
         assert "Traceback" not in complaint
@@ -179,14 +179,14 @@ def test_doctor_says_that_nothing_runs(tmp_path: Path) -> None:
 def test_an_invite_is_read_from_a_file_or_refused(tmp_path: Path, spoil: Callable[[str], str]) -> None:
     path = tmp_path / "invite.txt"
     path.write_text("swarm://abc\n", encoding="utf-8")
-    assert read_invite(f"@{path}") == read_invite(" swarm://abc ") == "swarm://abc"
+    assert read_link(f"@{path}") == read_link(" swarm://abc ") == "swarm://abc"
     with pytest.raises(InviteError, match="paste the whole link"):
-        read_invite(spoil("swarm://abc"))
+        read_link(spoil("swarm://abc"))
 
 
 def test_an_unreadable_invite_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InviteError, match="No such file"):
-        read_invite(f"@{tmp_path / 'nothing'}")
+        read_link(f"@{tmp_path / 'nothing'}")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InviteError, match="something else than a link"):
-        read_invite(f"@{tmp_path / 'binary'}")
+        read_link(f"@{tmp_path / 'binary'}")
