@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import logging
@@ -129,14 +130,18 @@ class AuthorityEntrance:
 
     async def _still_there(self, node: Libp2pNode) -> tuple[str, ...]:
         """After a restart: members of old that answer. Nobody answering is no error here, since somebody has to be the first."""
-        answering = []
-        for address in remembered_addresses(self._state_dir):
+
+        async def answers(address: str) -> bool:
             try:
                 await node.call(address, SPEC_CALL, b"", timeout_s=2.0)
-                answering.append(address)
             except (RemoteError, NetworkSetupError) as error:
                 log.info("a member of old does not answer: address=%s reason=%s", address, error)
-        return tuple(answering)
+                return False
+            return True
+
+        async with asyncio.TaskGroup() as tasks:
+            asked = {address: tasks.create_task(answers(address)) for address in remembered_addresses(self._state_dir)}
+        return tuple(address for address, task in asked.items() if task.result())
 
     def _certify(self, identity: Identity, now: SwarmTime) -> MemberCredentials:
         signed = self._signed

@@ -80,7 +80,13 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_wrong_usage_ends_with_2_and_no_traceback() -> None:
-    for arguments in (["nonsense"], ["join"], ["status", "--colour"], ["demo", "--seconds", "many"], ["init", "run.toml", "--preset", "tiny"]):
+    for arguments in (
+        ["nonsense"],
+        ["join"],
+        ["status", "--colour"],
+        ["demo", "--seconds", "many"],
+        ["init", "run.toml", "--preset", "tiny"],
+    ):
         code, _, complaint = _run(*arguments)
         assert code == ExitCode.USAGE
         assert "Traceback" not in complaint
