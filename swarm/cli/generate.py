@@ -32,9 +32,10 @@ def command(
 
     with err.status("Loading the model ..."):
         model = load_exported(folder)
-    written = generate_bytes(model, prompt.encode(), length_bytes, temperature=temperature, seed=seed)
-    text = written.decode("utf-8", errors="replace")
+    begun = prompt.encode("utf-8", errors="surrogateescape")  # exactly the bytes that the shell gave us
+    written = generate_bytes(model, begun, length_bytes, temperature=temperature, seed=seed)
+    before, text = (part.decode("utf-8", errors="replace") for part in (begun, written))
     if as_json:
-        print_json(json.dumps({"prompt": prompt, "text": text}))
+        print_json(json.dumps({"prompt": before, "text": text}))
     else:
-        out.print(printable(prompt + text), markup=False, soft_wrap=True)
+        out.print(printable(before + text), markup=False, soft_wrap=True)

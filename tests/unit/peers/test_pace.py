@@ -24,7 +24,10 @@ class Link:
         self._bytes_per_s = bytes_per_s
 
     async def send(self, message: bytes) -> None:
-        await asyncio.sleep(len(message) / self._bytes_per_s)
+        loop = asyncio.get_running_loop()
+        taken: asyncio.Future[None] = loop.create_future()
+        loop.call_later(len(message) / self._bytes_per_s, taken.set_result, None)
+        await taken
         self.frames.append(message)
 
 

@@ -123,7 +123,7 @@ def test_the_public_interface_is_what_it_says() -> None:
     for name in swarm.__all__:
         assert getattr(importlib.import_module("swarm"), name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute"):
-        _ = swarm.nothing  # type: ignore[attr-defined]
+        _ = swarm.nothing
 
 
 def test_memory_can_be_kept_as_often_as_one_likes() -> None:
