@@ -38,7 +38,7 @@ class Machine:
     def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start `swarm-peer` in the background, in a state directory of its own."""
         command = [sys.executable, "-m", "swarm.cli.main", *arguments, "--state-dir", str(self.folder / name)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603  our own program
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._started.append(process)
         return process
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from peers import emergency
 from protocols.errors import ExitCode
 from swarm.cli.common import AsJson, err, fail, out, print_json, printable
-from swarm.signals import Interrupted, leaving_on_signals
+from swarm.signals import leaving_on_signals
 
 if TYPE_CHECKING:
     from swarm.demo.report import DemoReport
@@ -47,14 +48,16 @@ def command(
     folder = state_dir.absolute() if state_dir else Path(tempfile.mkdtemp(prefix="swarm-demo-"))
     if folder.exists() and any(folder.iterdir()):
         raise typer.BadParameter(f"{folder} is not empty: name a new folder.", param_hint="--state-dir")
+    if state_dir is None and not keep:
+        emergency.register(folder, lambda: shutil.rmtree(folder, ignore_errors=True))  # after Ctrl-C, even a second one
     with leaving_on_signals(PATIENCE_S), Live(console=err, refresh_per_second=2) as live:
         demo = Demo(Plan(seconds, goal), folder, say=lambda text: live.console.print(text, markup=False), show=live.update)
         try:
             report = demo.run()
-        except Interrupted:
-            if state_dir is None and not keep:
-                shutil.rmtree(folder, ignore_errors=True)
+        except Exception:
+            emergency.forget(folder)  # the error names a log in it
             raise
+    emergency.forget(folder)
     missing = report.shortcomings(goal)
     if not keep and not missing:
         _keep_only_export(folder)
