@@ -78,7 +78,7 @@ def _train(connection: Connection, leaving: Leaving, *, measure_first: bool) -> 
     """
     config = connection.config
     with suppress(PeerStopped):
-        import_libraries()
+        import_libraries(connection.check)
         connection.check()
         measured = Measured()
         trainer = _make_trainer(connection, measured, measure_first=measure_first)

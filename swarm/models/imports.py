@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import importlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _lock = threading.Lock()
@@ -28,11 +28,21 @@ def paused_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def import_libraries() -> None:
+def import_libraries(between: Callable[[], None] = lambda: None) -> None:
     """Import what the first training step of a BLOOM needs. Idempotent; safe from any thread.
 
     Worth calling in the training thread while the network still waits for answers.
+
+    Args:
+        between: called between the parts, each of which takes a second or two; may raise to break off.
     """
+    parts = (
+        "torch",
+        "torch._dynamo",  # the first optimizer step imports it otherwise
+        "transformers",
+        "transformers.models.bloom.modeling_bloom",
+    )
     with _lock, paused_garbage_collection():
-        importlib.import_module("torch._dynamo")  # the first optimizer step imports it otherwise
-        importlib.import_module("transformers.models.bloom.modeling_bloom")
+        for part in parts:
+            between()
+            importlib.import_module(part)
