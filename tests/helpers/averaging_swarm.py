@@ -93,7 +93,7 @@ class Member:
 @lru_cache(maxsize=64)
 def make_key(number: int) -> Ed25519PrivateKey:
     """A key that is the same in every run."""
-    return Ed25519PrivateKey.from_private_bytes(bytes([number + 1]) * 32)
+    return Ed25519PrivateKey.from_private_bytes((number + 1).to_bytes(4, "little") * 8)
 
 
 def rules(codec: str = "fp32", block_elems: int = 64, max_group: int = 64, **changes: float) -> AveragingRules:
