@@ -148,7 +148,8 @@ class Node:
     def _context(self, tasks: asyncio.TaskGroup, pool: ThreadPoolExecutor) -> MemberContext:
         membership = membership_checker(self._settings.run, self._settings.authority_key)
         notary = MemberNotary(self._sealer, membership, self._clock)
-        return MemberContext(self._me, self._transport, self.roster, notary, self._settings.rules, tasks, pool)
+        dialable = self._settings.presence.role != "client"
+        return MemberContext(self._me, self._transport, self.roster, notary, self._settings.rules, tasks, pool, dialable)
 
     async def _say_goodbye(self) -> None:
         """Tell the others not to wait for us; whether they hear it does not matter."""
@@ -294,7 +295,7 @@ class Node:
         self._epoch_began_at = self._clock.now()
         self._states.announce(announced.state_hash)
         if self._averager:
-            self._averager.epoch = announced.epoch
+            self._averager.held_epoch(announced.epoch)
         self._news.set()
         self._show()
 
@@ -310,7 +311,7 @@ class Node:
             return RoundOutcome(RoundStatus.BEHIND, contribution.epoch, reason="the swarm has gone on from the state this was computed on")
         join = Join(contribution.epoch, contribution.state_hash, contribution.weight, self._settings.bandwidth_bytes_per_s)
         try:
-            averaged = await self._averager.run_round(join, contribution.vector)
+            averaged = await self._averager.average_epoch(join, contribution.vector)
         except LeftOut as left_out:
             await self.roster.refresh()
             self._show()

@@ -118,22 +118,32 @@ class Roster:
             if now - progress.time <= STALE_AFTER_S and peer not in self._suspected_at
         }
 
-    def live(self, epoch: Epoch) -> frozenset[PeerId]:
-        """Members that hold the state and are at most one epoch from this one: records lag behind by up to one.
+    def placed(self, epoch: Epoch) -> tuple[frozenset[PeerId], frozenset[PeerId]]:
+        """Members with a place in this epoch's grid, as (dialable, undialable): they hold the state and are at most one epoch from this
+        one, since records lag behind by up to one.
 
-        Whoever closed the epoch before with us counts for a while even if its records are overdue, unless it is gone or leaves.
+        From announcements alone, whomever we suspect. Whoever closed the epoch before with us counts for a while even if its records
+        are overdue.
         """
         now = self._clock.now()
-        fellows = {
+        fellows = {peer for peer, since in self._fellows.items() if since == epoch and self._heard_lately(peer, now)}
+        holders = {
             peer
-            for peer, since in self._fellows.items()
-            if since == epoch and peer not in self._suspected_at and self._heard_lately(peer, now)
+            for peer, progress in self.progress.items()
+            if now - progress.time <= STALE_AFTER_S
+            and progress.state_hash
+            and progress.phase != "leaving"
+            and abs(progress.epoch - epoch) <= 1
+            and peer in self.presences
         }
-        return frozenset(fellows) | frozenset(
-            peer
-            for peer, progress in self.others().items()
-            if progress.state_hash and progress.phase != "leaving" and abs(progress.epoch - epoch) <= 1 and peer in self.presences
-        )
+        everybody = frozenset(fellows | holders)
+        dialable = frozenset(peer for peer in everybody if self.endpoint(peer) is not None)
+        return dialable, everybody - dialable
+
+    def live(self, epoch: Epoch) -> frozenset[PeerId]:
+        """Those with a place in this epoch's grid whom we do not suspect to be gone."""
+        dialable, undialable = self.placed(epoch)
+        return (dialable | undialable) - self._suspected_at.keys()
 
     def _heard_lately(self, peer: PeerId, now: SwarmTime) -> bool:
         known = self.progress.get(peer)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from protocols.ids import BlockIndex
-from protocols.messages import Plan
+from protocols.messages import Plan, SealedJoin
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,28 @@ class ReduceBlock:
 
 
 def senders_of(plan: Plan) -> frozenset[int]:
-    """Members that bring a contribution: positive weight, still present."""
-    return frozenset(i for i, member in enumerate(plan.members) if member.join.weight > 0) - plan.absent
+    """Members that bring a contribution: positive weight, still present, and of those that bring one and the same result from the round
+    before only the first: what several hold counts once, so the mean stays exact however a swarm fits its grid.
+    """
+    first: dict[bytes, int] = {}
+    for i, member in enumerate(plan.members):
+        if member.join.weight > 0 and i not in plan.absent:
+            first.setdefault(_brought(member), i)
+    return frozenset(first.values())
+
+
+def _brought(member: SealedJoin) -> bytes:
+    """Names what a member brings."""
+    return member.join.input_hash or member.peer.public_key
+
+
+def fold_order(plan: Plan, contributors: Iterable[int]) -> tuple[int, ...]:
+    """The order in which contributions are added up: by what they are, then by place in the plan.
+
+    Groups of a later round average the same set of earlier results, each brought by other members; added in this order, they end with
+    the same bytes.
+    """
+    return tuple(sorted(contributors, key=lambda i: (plan.members[i].join.input_hash, i)))
 
 
 def reducers_of(plan: Plan) -> frozenset[int]:
@@ -43,10 +63,13 @@ def blocks_reduced_by(plan: Plan, member: int) -> tuple[BlockIndex, ...]:
 
 
 def contributors_in(plan: Plan, mask: int) -> tuple[int, ...] | None:
-    """Read a contributor mask; None if it names nobody or somebody who sends nothing in this plan."""
+    """Read a contributor mask; None if it names nobody, somebody who brings nothing, or one contribution twice."""
     indices = tuple(i for i in range(mask.bit_length()) if mask >> i & 1)
-    senders = {i for i, member in enumerate(plan.members) if member.join.weight > 0}
-    return indices if indices and senders.issuperset(indices) else None
+    if not indices or indices[-1] >= len(plan.members):
+        return None
+    members = [plan.members[i] for i in indices]
+    once = len({_brought(member) for member in members}) == len(members)
+    return indices if once and all(member.join.weight > 0 for member in members) else None
 
 
 class BlockReducer:
@@ -58,11 +81,6 @@ class BlockReducer:
         self._gone: set[int] = set()
         self._arrived: dict[BlockIndex, set[int]] = {block: set() for block in blocks_reduced_by(plan, me)}
         self._open = set(self._arrived)
-
-    @property
-    def done(self) -> bool:
-        """Every block has been ordered."""
-        return not self._open
 
     def start(self) -> list[ReduceBlock]:
         """Blocks that need no waiting at all (a plan in which nobody sends)."""
@@ -80,11 +98,6 @@ class BlockReducer:
     def sender_gone(self, sender: int) -> list[ReduceBlock]:
         """Nothing more comes from this member; the parts it has delivered count."""
         self._gone.add(sender)
-        return self._ready(tuple(self._arrived))
-
-    def cut(self) -> list[ReduceBlock]:
-        """The deadline has passed: go on with what is here."""
-        self._gone |= self._senders
         return self._ready(tuple(self._arrived))
 
     def missing_senders(self) -> frozenset[int]:
@@ -106,5 +119,6 @@ def accepted_weight(plan: Plan, masks: dict[BlockIndex, int]) -> float:
     for block in sorted(masks):
         start = block * plan.block_elems
         elems = min(start + plan.block_elems, plan.size_elems) - start
-        weighted_elems += elems * sum(member.join.weight for i, member in enumerate(plan.members) if masks[block] >> i & 1)
+        contributors = (i for i in range(len(plan.members)) if masks[block] >> i & 1)
+        weighted_elems += elems * sum(plan.members[i].join.weight for i in fold_order(plan, contributors))
     return weighted_elems / plan.size_elems

@@ -90,7 +90,7 @@ class FrameReader:
         """Every expected block has come."""
         return not self._waiting
 
-    def feed(self, frame: bytes) -> BlockBytes | None:
+    def feed(self, frame: bytes | memoryview) -> BlockBytes | None:
         """Take one message; returns a block when its last chunk came, None otherwise (also for heartbeats).
 
         Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NewType
 
 import base58
@@ -46,7 +47,7 @@ class PeerId:
             raise ValueError(f"an Ed25519 public key has {PUBLIC_KEY_BYTES} bytes, not {len(self.public_key)}")
 
     def __str__(self) -> str:
-        return base58.b58encode(_LIBP2P_ED25519_PREFIX + self.public_key).decode()
+        return _text_form(self.public_key)
 
     def __repr__(self) -> str:
         return f"PeerId({self.short})"
@@ -74,6 +75,11 @@ class PeerId:
         return cls(raw[len(_LIBP2P_ED25519_PREFIX) :])
 
 
+@lru_cache(maxsize=4096)
+def _text_form(public_key: bytes) -> str:
+    return base58.b58encode(_LIBP2P_ED25519_PREFIX + public_key).decode()
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class RunId:
     """Fingerprint of a run: BLAKE3 of its canonical `RunSpec` and of the authority's public key (32 bytes)."""
@@ -95,7 +101,14 @@ class RunId:
 
 @dataclass(frozen=True, slots=True, order=True)
 class RoundId:
-    """One averaging round of one run: rounds are numbered by the epoch they close."""
+    """One averaging round of one run.
+
+    Args:
+        run: the run.
+        epoch: the epoch it helps to close.
+        index: 0 for the round that takes in what members computed; each further one averages along the next axis of the grid.
+    """
 
     run: RunId
     epoch: Epoch
+    index: int = 0

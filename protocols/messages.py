@@ -20,9 +20,15 @@ from protocols.ids import Attempt, BlockIndex, Epoch, PeerId
 from protocols.proto.swarm.v1 import control_pb2 as pb
 
 MAX_BLOCKS = 2**16
+MAX_ROUNDS = 16
+"""Rounds of one epoch: a grid of 16 axes holds any swarm."""
+
 MAX_ELEMS = 2**40
 MAX_WEIGHT = 1e9
 """Samples one member can claim for one epoch."""
+
+MAX_CARRIED_WEIGHT = MAX_WEIGHT * 2**20
+"""Samples in what a member brings from an earlier round: of everybody whose contribution is in it."""
 
 MAX_BANDWIDTH_BYTES_PER_S = 10**12
 HASH_BYTES = 32
@@ -65,19 +71,23 @@ def require_hashes(hashes: Sequence[bytes], sender: PeerId | None, *, may_be_mis
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """A member is ready to close this epoch.
+    """A member is ready for a round.
 
     Args:
         epoch: the epoch that closes.
         state_hash: of the state its contribution was computed on; covers the names, shapes and order of the tensors.
         weight: samples; 0 for a member that brings nothing and only reduces.
         bandwidth_bytes_per_s: how fast it says it can move data; 0 for a member that reduces nothing.
+        round_index: which round of the epoch.
+        input_hash: names the result that it brings from the round before (`input_hash`); empty in round 0.
     """
 
     epoch: Epoch
     state_hash: bytes
     weight: float
     bandwidth_bytes_per_s: int
+    round_index: int = 0
+    input_hash: bytes = b""
 
     def encode(self) -> bytes:
         """Wire bytes, to be sealed."""
@@ -86,6 +96,8 @@ class Join:
             state_hash=self.state_hash,
             weight=self.weight,
             bandwidth_bytes_per_s=self.bandwidth_bytes_per_s,
+            round_index=self.round_index,
+            input_hash=self.input_hash,
         ).SerializeToString(deterministic=True)
 
     @classmethod
@@ -93,9 +105,12 @@ class Join:
         """Read and check."""
         m = parse(pb.Join, data, sender)
         require(len(m.state_hash) == HASH_BYTES, sender, "a state hash in its join is not 32 bytes")
-        require(math.isfinite(m.weight) and 0 <= m.weight <= MAX_WEIGHT, sender, f"an absurd weight in its join: {m.weight}")
+        most = MAX_CARRIED_WEIGHT if m.round_index else MAX_WEIGHT
+        require(math.isfinite(m.weight) and 0 <= m.weight <= most, sender, f"an absurd weight in its join: {m.weight}")
+        require(m.round_index < MAX_ROUNDS, sender, f"an absurd round in its join: {m.round_index}")
+        require(len(m.input_hash) == (HASH_BYTES if m.round_index else 0), sender, "a join whose input does not fit its round")
         require(m.bandwidth_bytes_per_s <= MAX_BANDWIDTH_BYTES_PER_S, sender, f"an absurd bandwidth in its join: {m.bandwidth_bytes_per_s}")
-        return cls(Epoch(m.epoch), m.state_hash, m.weight, m.bandwidth_bytes_per_s)
+        return cls(Epoch(m.epoch), m.state_hash, m.weight, m.bandwidth_bytes_per_s, m.round_index, m.input_hash)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +135,7 @@ class Plan:
     """Who averages what with whom.
 
     Args:
-        epoch: the epoch that closes.
+        epoch, round_index: the round.
         attempt: 0 for the first exchange, then one more per repair.
         members: the joins, in member order; everything indexes into this.
         size_elems, block_elems, codec: shape of the vector and its encoding.
@@ -140,6 +155,7 @@ class Plan:
     fetch: tuple[BlockTask, ...] = ()
     fetch_hashes: tuple[bytes, ...] = ()
     absent: frozenset[int] = field(default_factory=frozenset)
+    round_index: int = 0
 
     @cached_property
     def digest(self) -> bytes:
@@ -162,6 +178,7 @@ class Plan:
             fetch=[pb.BlockTask(block=t.block, member=t.member) for t in self.fetch],
             block_hashes=self.fetch_hashes,
             absent=sorted(self.absent),
+            round_index=self.round_index,
         )
 
     def encode(self) -> bytes:
@@ -199,6 +216,7 @@ def plan_from_message(m: pb.Plan, members: tuple[SealedJoin, ...], sender: PeerI
         tuple(BlockTask(BlockIndex(t.block), t.member) for t in m.fetch),
         require_hashes(m.block_hashes, sender, may_be_missing=False),
         absent,
+        m.round_index,
     )
 
 
@@ -227,7 +245,7 @@ class Commit:
 
     Args:
         first_plan_digest: names the round (the plan of attempt 0).
-        epoch: the epoch it closed.
+        epoch, round_index: which round.
         block_hashes: hash of every block of the averaged vector, contributors included.
         weight: samples that went in, each block counted by its share of the vector; above 0.
         state_hash: of the state that the result is a step from.
@@ -238,6 +256,7 @@ class Commit:
     block_hashes: tuple[bytes, ...]
     weight: float
     state_hash: bytes
+    round_index: int = 0
 
     def to_message(self) -> pb.Commit:
         """As protobuf."""
@@ -247,6 +266,7 @@ class Commit:
             block_hashes=self.block_hashes,
             weight=self.weight,
             state_hash=self.state_hash,
+            round_index=self.round_index,
         )
 
     @classmethod
@@ -254,23 +274,25 @@ class Commit:
         """Read and check."""
         require(len(m.first_plan_digest) == HASH_BYTES, sender, "a commit whose plan digest is not 32 bytes")
         require(len(m.state_hash) == HASH_BYTES, sender, "a commit whose state hash is not 32 bytes")
-        absurd = not math.isfinite(m.weight) or not 0 < m.weight <= MAX_WEIGHT * MAX_MEMBERS
+        absurd = not math.isfinite(m.weight) or not 0 < m.weight <= MAX_CARRIED_WEIGHT * MAX_MEMBERS
         require(not absurd, sender, f"an absurd weight in its commit: {m.weight}")
-        return cls(
-            m.first_plan_digest, Epoch(m.epoch), require_hashes(m.block_hashes, sender, may_be_missing=False), m.weight, m.state_hash
-        )
+        require(m.round_index < MAX_ROUNDS, sender, f"an absurd round in its commit: {m.round_index}")
+        hashes = require_hashes(m.block_hashes, sender, may_be_missing=False)
+        return cls(m.first_plan_digest, Epoch(m.epoch), hashes, m.weight, m.state_hash, m.round_index)
 
 
 @dataclass(frozen=True, slots=True)
 class BlocksRequest:
-    """A member wants these result blocks of that epoch."""
+    """A member wants these result blocks of that round."""
 
     epoch: Epoch
     blocks: tuple[BlockIndex, ...]
+    round_index: int = 0
 
     def encode(self) -> bytes:
         """Wire bytes."""
-        return pb.BlocksRequest(epoch=self.epoch, blocks=self.blocks).SerializeToString(deterministic=True)
+        message = pb.BlocksRequest(epoch=self.epoch, blocks=self.blocks, round_index=self.round_index)
+        return message.SerializeToString(deterministic=True)
 
     @classmethod
     def decode(cls, data: bytes, sender: PeerId) -> BlocksRequest:
@@ -278,9 +300,24 @@ class BlocksRequest:
         m = parse(pb.BlocksRequest, data, sender)
         once = len(m.blocks) <= MAX_BLOCKS and len(set(m.blocks)) == len(m.blocks)
         require(once, sender, "too many blocks, or one twice, in its request")
-        return cls(Epoch(m.epoch), tuple(BlockIndex(b) for b in m.blocks))
+        return cls(Epoch(m.epoch), tuple(BlockIndex(b) for b in m.blocks), m.round_index)
 
 
-def block_hash(data: Any, contributors: int) -> bytes:
-    """Hash that names a reduced block: its encoded bytes and who went in."""
-    return blake3(b"swarm.v1.block" + contributors.to_bytes(8, "little")).update(data).digest()
+def content_hash(data: Any) -> bytes:
+    """32 bytes that name the encoded bytes of a block."""
+    return blake3(data).digest()
+
+
+def block_hash(content: bytes, contributors: int) -> bytes:
+    """32 bytes that name a reduced block: its `content_hash` and who went in."""
+    return blake3(b"swarm.v1.block" + contributors.to_bytes(8, "little") + content).digest()
+
+
+def input_hash(contents: Sequence[bytes], first_plan_digest: bytes) -> bytes:
+    """32 bytes that name a round's result as the input of the next round.
+
+    The first half says what it is: groups that add up inputs in this order end with the same bytes. The second says which group it is
+    of: members of one group bring one input, which counts once, while two groups may by chance have results that are alike.
+    """
+    what = blake3(b"swarm.v1.result" + b"".join(contents)).digest()
+    return what[:16] + blake3(what + first_plan_digest).digest()[:16]

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
+from protocols.grid import epoch_coin
 from protocols.ids import PeerId, RoundId
 from protocols.messages import SealedJoin
 
@@ -32,7 +33,7 @@ MAX_ASKS = 2
 
 def rendezvous_order(round_id: RoundId, peers: Iterable[PeerId]) -> tuple[PeerId, ...]:
     """Peers in this round's order; the first leads. It changes with each round, so no peer leads for long."""
-    prefix = b"swarm.v1.rendezvous" + round_id.run.digest + round_id.epoch.to_bytes(8, "little")
+    prefix = b"swarm.v1.rendezvous" + epoch_coin(round_id.run, round_id.epoch) + round_id.index.to_bytes(4, "little")
     return tuple(sorted(peers, key=lambda peer: blake3(prefix + peer.public_key).digest()))
 
 
@@ -41,15 +42,19 @@ def rendezvous_order(round_id: RoundId, peers: Iterable[PeerId]) -> tuple[PeerId
 
 @dataclass(frozen=True, slots=True)
 class RosterChanged:
-    """Who is alive and holds the state, as far as we know; never includes ourselves.
+    """Who is alive and belongs into our group, as far as we know; never includes ourselves.
 
     Args:
-        live: they are waited for and count for the quorum.
+        live: they are waited for and count for the quorum. Others that join all the same, because they see another grid, are guests:
+            they are taken in as long as there is room.
         undialable: those among them that nobody can dial: they join by themselves and never lead.
+        whole_swarm: the group is the whole swarm, so whoever calls belongs into it, even if we had not heard of it. Otherwise a caller
+            from elsewhere sees another grid than we do, and has its own group to lead.
     """
 
     live: frozenset[PeerId]
     undialable: frozenset[PeerId] = frozenset()
+    whole_swarm: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +194,8 @@ class Rendezvous:
         self._round_id = round_id
         self._me = me
         self._rules = rules
-        self._live: frozenset[PeerId] = frozenset()
-        self._undialable: frozenset[PeerId] = frozenset()
+        self._roster = RosterChanged(frozenset())
+        self._callers: set[PeerId] = set()
         self._asked: Counter[PeerId] = Counter()
         self._silent: set[PeerId] = set()
         self._unwilling: set[PeerId] = set()
@@ -219,9 +224,8 @@ class Rendezvous:
 
     def _note(self, event: Event) -> None:
         match event:
-            case RosterChanged(live, undialable):
-                self._live = live - {self._me}
-                self._undialable = undialable
+            case RosterChanged():
+                self._roster = event
             case Ready(join):
                 self._own = join
             case JoinArrived(join):
@@ -230,7 +234,7 @@ class Rendezvous:
             case JoinWithdrawn(peer):
                 self._joins.pop(peer, None)
             case ClosingHeard(leader):
-                self._live |= {leader} - {self._me}
+                self._callers.add(leader)
                 self._hear_from(leader)
             case LeaderGone(leader):
                 self._turn_away(leader, self._silent)
@@ -238,6 +242,11 @@ class Rendezvous:
                 self._turn_away(leader, self._unwilling)
             case Tick():
                 pass
+
+    @property
+    def _live(self) -> frozenset[PeerId]:
+        callers = self._callers if self._roster.whole_swarm else ()
+        return self._roster.live.union(callers) - {self._me}
 
     def _hear_from(self, peer: PeerId) -> None:
         self._silent.discard(peer)
@@ -257,7 +266,7 @@ class Rendezvous:
     def _first(self, own: SealedJoin) -> PeerId:
         """Whose turn it is to lead, as far as we know."""
         worn_out = {peer for peer, times in self._asked.items() if times >= MAX_ASKS and peer != self._leader}
-        leaders = self._live - self._silent - self._unwilling - self._undialable - set(self._joins) - worn_out
+        leaders = self._live - self._silent - self._unwilling - self._roster.undialable - set(self._joins) - worn_out
         order = rendezvous_order(self._round_id, leaders | {self._me})
         if not own.join.bandwidth_bytes_per_s:  # whoever reduces nothing may be out of others' reach
             order = (*(peer for peer in order if peer != self._me), self._me)
@@ -279,7 +288,7 @@ class Rendezvous:
         actions: list[Action] = []
         if self._leader != self._me:
             self._leader = self._me
-            missing = rendezvous_order(self._round_id, self._waited_for() - self._undialable)
+            missing = rendezvous_order(self._round_id, self._waited_for() - self._roster.undialable)
             actions += [Announce(missing)] if missing else []
             if self._deadline_s is None:
                 self._deadline_s = now + self._rules.join_timeout_s
@@ -297,7 +306,8 @@ class Rendezvous:
             return []
         self._done = True
         self._joins.pop(self._me, None)  # somebody runs a copy of us elsewhere
-        joins = {self._me: self._own, **{peer: self._joins[peer] for peer in rendezvous_order(self._round_id, self._joins)}}
+        order = sorted(rendezvous_order(self._round_id, self._joins), key=lambda peer: peer not in self._live)  # guests come last
+        joins = {self._me: self._own, **{peer: self._joins[peer] for peer in order}}
         votes = Counter(join.join.state_hash for join in joins.values())
         own_hash = self._own.join.state_hash
         agreed = max(votes, key=lambda value: (votes[value], value == own_hash, value))

@@ -154,16 +154,12 @@ class AveragingSection(_Section):
     Args:
         block_elems: elements of the flat vector in one block.
         codec: how a block travels, see `protocols.codecs`.
-        max_group: most members that average together.
-        join_timeout_s: longest wait for members that are slow to join.
-        stall_timeout_s: silence after which a member is left out.
+        max_group: most members that average together in one round; a larger swarm averages in several rounds along a grid.
     """
 
     block_elems: Annotated[int, Field(ge=16, le=2**26)] = 2**20
     codec: Literal["fp32", "fp16"] = "fp32"
-    max_group: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = MAX_MEMBERS
-    join_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
-    stall_timeout_s: Annotated[float, Field(gt=0, le=600)] = 3.0
+    max_group: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = 16
 
 
 class AdmissionSection(_Section):

@@ -63,11 +63,11 @@ def settle(plan: Plan, first_plan_digest: bytes, reports: Mapping[int, Report], 
     held = [_most_common(reports, BlockIndex(block)) for block in range(num_blocks)]
     target = tuple(held)
     if all(held) and all(report.block_hashes == target for report in reports.values()):
-        return Commit(first_plan_digest, plan.epoch, target, weight, plan.members[0].join.state_hash)
+        return Commit(first_plan_digest, plan.epoch, target, weight, plan.members[0].join.state_hash, plan.round_index)
     if plan.attempt + 1 > MAX_ATTEMPTS:
         agreeing = sum(report.block_hashes == target for report in reports.values())
         if all(held) and 2 * agreeing > members:
-            return Commit(first_plan_digest, plan.epoch, target, weight, plan.members[0].join.state_hash)
+            return Commit(first_plan_digest, plan.epoch, target, weight, plan.members[0].join.state_hash, plan.round_index)
         return GiveUp(f"the members still disagree after {MAX_ATTEMPTS} repairs")
     return _repair(plan, reports, held)
 

@@ -48,9 +48,6 @@ log = logging.getLogger(__name__)
 DEFAULT_BANDWIDTH_BYTES_PER_S = 12_500_000
 """100 Mbit/s: what a member counts for that says nothing about its link."""
 
-ROUND_TIMEOUT_S = 600.0
-"""Longest exchange, for members whose links crawl; rounds that have been quick are cut much earlier."""
-
 KEEP_IN_TOUCH_S = 10.0
 GREETED = 4
 """Members greeted each time, drawn at random."""
@@ -198,15 +195,7 @@ class NetworkThread:
 
     def _node_settings(self, libp2p: Libp2pNode, papers: Membership, now: SwarmTime) -> NodeSettings:
         signed, averaging = papers.signed, papers.signed.spec.averaging
-        rules = AveragingRules(
-            signed.run_id,
-            averaging.block_elems,
-            codec_named(averaging.codec),
-            averaging.max_group,
-            averaging.join_timeout_s,
-            averaging.stall_timeout_s,
-            ROUND_TIMEOUT_S,
-        )
+        rules = AveragingRules(signed.run_id, averaging.block_elems, codec_named(averaging.codec), averaging.max_group)
         bandwidth = int(self._config.bandwidth_cap_bytes_per_s or DEFAULT_BANDWIDTH_BYTES_PER_S)
         presence = Presence(
             self._identity.peer,

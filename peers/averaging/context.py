@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from peers.interfaces import Endpoint, Transport
 from protocols.codecs import Codec
-from protocols.errors import RemoteError
 from protocols.ids import Epoch, PeerId, RunId
 from protocols.layout import Blocks
 
@@ -34,18 +32,18 @@ class AveragingRules:
         block_elems: elements in a block.
         codec: encoding of blocks.
         max_group: most members in one group.
-        join_timeout_s: longest wait of a leader for the others.
+        join_timeout_s: longest wait of a leader for the others; what rounds really take makes it shorter.
         stall_timeout_s: silence (not even a heartbeat) after which a member is taken for gone.
-        round_timeout_s: longest time that a reducer waits for others' blocks.
+        round_timeout_s: longest time that a reducer waits for others' blocks; what rounds really take makes it shorter.
     """
 
     run: RunId
     block_elems: int
     codec: Codec
     max_group: int
-    join_timeout_s: float
-    stall_timeout_s: float
-    round_timeout_s: float
+    join_timeout_s: float = 10.0
+    stall_timeout_s: float = 3.0
+    round_timeout_s: float = 3600.0
 
     @property
     def heartbeat_s(self) -> float:
@@ -56,11 +54,6 @@ class AveragingRules:
     def stream_timeout_s(self) -> float:
         """Longest life of a stream: longer than any of our own deadlines, which say more about what was missing."""
         return 2 * self.round_timeout_s + 2 * self.stall_timeout_s
-
-    @property
-    def settle_timeout_s(self) -> float:
-        """How long a settlement leader waits for reports: everyone else may first have to notice a silent member."""
-        return 2 * self.stall_timeout_s + 1
 
 
 class Notary(Protocol):
@@ -80,8 +73,14 @@ class Notary(Protocol):
 class Directory(Protocol):
     """Who is there (`peers.roster`)."""
 
+    def placed(self, epoch: Epoch) -> tuple[frozenset[PeerId], frozenset[PeerId]]:
+        """Members that have a place in this epoch's grid: those that can be dialled and those that cannot, without ourselves.
+
+        From announcements alone: whom only we suspect keeps its place, or our grid would be another than the others'.
+        """
+
     def live(self, epoch: Epoch) -> frozenset[PeerId]:
-        """Members that seem alive and hold the state of this epoch, without ourselves."""
+        """Those of them that are worth waiting for: not known to be gone."""
 
     def endpoint(self, peer: PeerId) -> Endpoint | None:
         """Where to dial a member; None while it has announced nothing."""
@@ -95,7 +94,16 @@ class Directory(Protocol):
 
 @dataclass(frozen=True)
 class MemberContext:
-    """One member, as its rounds see it."""
+    """One member, as its rounds see it.
+
+    Args:
+        me: who we are.
+        transport, directory, notary: how we reach others, know of them, and vouch for ourselves.
+        rules: what all members agree on.
+        tasks: owns what runs beside a round.
+        pool: where numeric work runs.
+        dialable: whether others can reach us.
+    """
 
     me: PeerId
     transport: Transport
@@ -104,6 +112,7 @@ class MemberContext:
     rules: AveragingRules
     tasks: asyncio.TaskGroup
     pool: Executor | None = None
+    dialable: bool = True
 
     async def heavy(self, work: Callable[[], T]) -> T:
         """Run numeric work off the event loop."""
@@ -112,21 +121,6 @@ class MemberContext:
     def blocks_of(self, size_elems: int) -> Blocks:
         """How a vector of that many elements is cut."""
         return Blocks(size_elems, self.rules.block_elems)
-
-
-@contextmanager
-def plain_remote_errors() -> Iterator[None]:
-    """Turn the exception group of a TaskGroup in which only RemoteErrors happened into the first of them."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        remote, rest = group.split(RemoteError)
-        if remote is None or rest is not None:
-            raise
-        error: BaseException = remote
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from group
 
 
 @dataclass

@@ -8,46 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 import torch
 
-from peers.averaging.context import Blame, MemberContext, plain_remote_errors
+from peers.averaging.context import Blame, MemberContext
+from peers.averaging.liveness import alongside, beat_forever, beat_until, next_frame, plain_remote_errors
 from peers.averaging.pace import Pace
+from peers.averaging.result import RoundResult
 from peers.interfaces import Stream
 from protocols.aggregation.mean import weighted_mean
-from protocols.butterfly import BlockReducer, ReduceBlock, blocks_reduced_by, contributors_in, reducers_of, senders_of
+from protocols.butterfly import BlockReducer, ReduceBlock, blocks_reduced_by, contributors_in, fold_order, reducers_of, senders_of
 from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RemoteTimeout
-from protocols.frames import HEARTBEAT, BlockBytes, BytesLike, FrameKind, FrameReader
+from protocols.frames import BlockBytes, BytesLike, FrameKind, FrameReader
 from protocols.ids import BlockIndex
-from protocols.layout import Blocks
-from protocols.messages import Plan, block_hash
+from protocols.messages import Plan
 from protocols.proto.swarm.v1 import control_pb2 as pb
 
 log = logging.getLogger(__name__)
-
-
-class RoundResult:
-    """The averaged vector as it fills up.
-
-    Args:
-        blocks: how it is cut.
-    """
-
-    def __init__(self, blocks: Blocks) -> None:
-        self.blocks = blocks
-        self.averaged_D = torch.empty(blocks.size_elems, dtype=torch.float32)
-        self.masks: dict[BlockIndex, int] = {}
-        self.hashes: list[bytes] = [b""] * blocks.count
-
-    def put(self, item: BlockBytes, decoded_E: torch.Tensor) -> None:
-        """Keep one reduced block. Runs in the pool."""
-        start, stop = self.blocks.span(item.block)
-        if decoded_E.data_ptr() != self.averaged_D[start:stop].data_ptr():  # a lossless codec decodes what was reduced in place to itself
-            self.averaged_D[start:stop] = decoded_E
-        self.masks[item.block] = item.contributors
-        self.hashes[item.block] = block_hash(item.data, item.contributors)
 
 
 class Exchange:
@@ -135,7 +113,7 @@ class Exchange:
             await self._take_parts(stream, sender)
         try:
             while True:
-                await self._next_frame(stream)
+                await next_frame(stream, self._context.rules.stall_timeout_s)
         except RemoteError as error:
             log.debug("a member has left: %s", error)
 
@@ -143,7 +121,7 @@ class Exchange:
         reader = FrameReader(stream.peer, FrameKind.PART, self._expected_bytes(self._me))
         try:
             while not reader.complete:
-                item = reader.feed(await self._next_frame(stream))
+                item = reader.feed(await next_frame(stream, self._context.rules.stall_timeout_s))
                 self._heard_at_s[sender] = asyncio.get_running_loop().time()
                 if item:
                     part_E = await self._decoded(item, stream)
@@ -195,8 +173,9 @@ class Exchange:
             order = await self._orders.get()
             parts = self._parts.pop(order.block)
             if order.contributors:
-                parts_GE = [parts[i] for i in order.contributors]
-                weights_G = [self._plan.members[i].join.weight for i in order.contributors]
+                folded = fold_order(self._plan, order.contributors)
+                parts_GE = [parts[i] for i in folded]
+                weights_G = [self._plan.members[i].join.weight for i in folded]
                 item = await self._context.heavy(lambda o=order, p=parts_GE, w=weights_G: self._reduce(o, p, w))  # type: ignore[misc]
                 self._reduced.append(item)
                 self._tell()
@@ -216,13 +195,23 @@ class Exchange:
         self._news = asyncio.Event()
 
     async def _give_results(self, stream: Stream) -> None:
-        sent, pace = 0, Pace(self._context.rules.heartbeat_s)
+        heartbeat_s = self._context.rules.heartbeat_s
+        sent, pace = 0, Pace(heartbeat_s)
         while sent < len(self._reduced) or not self._finished_reducing:
             if sent == len(self._reduced):
-                await self._wait_or_beat(stream, self._news.wait)
-                continue
-            await pace.send(stream, self._reduced[sent])
-            sent += 1
+                await beat_until(stream, heartbeat_s, self._news_after(sent))
+            else:
+                await pace.send(stream, self._reduced[sent])
+                sent += 1
+
+    def _news_after(self, sent: int) -> Callable[[], Awaitable[None]]:
+        """Waits until there is more than `sent` blocks to give, or all that there will be."""
+
+        async def wait() -> None:
+            while sent == len(self._reduced) and not self._finished_reducing:
+                await self._news.wait()
+
+        return wait
 
     # As a member of somebody else's blocks
 
@@ -237,7 +226,7 @@ class Exchange:
             with plain_remote_errors():
                 async with self._context.transport.stream(endpoint, "exchange", timeout_s=self._context.rules.stream_timeout_s) as stream:
                     await stream.send(pb.ExchangeHeader(plan_digest=self._plan.digest).SerializeToString())
-                    async with self._alongside(self._send_parts(stream, reducer)):
+                    async with alongside(self._send_parts(stream, reducer)):
                         await self._take_results(stream, reducer)
         except RemoteError as error:
             log.info("blocks of member %s are missing in epoch %d: %s", peer.short, self._plan.epoch, error)
@@ -248,23 +237,13 @@ class Exchange:
                 if isinstance(error, RemoteGone):
                     self._context.directory.suspect(peer)
 
-    @asynccontextmanager
-    async def _alongside(self, work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-        """Run `work` beside the body and stop it when the body is through."""
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(work)
-            yield
-            task.cancel()
-
     async def _send_parts(self, stream: Stream, reducer: int) -> None:
         if self._me in senders_of(self._plan):
             pace = Pace(self._context.rules.heartbeat_s)
             for block in blocks_reduced_by(self._plan, reducer):
                 data = await self._context.heavy(lambda b=block: self._encode_own(b))  # type: ignore[misc]
                 await pace.send(stream, BlockBytes(FrameKind.PART, block, data))
-        while True:  # our blocks are out: show that we are alive until the results are in
-            await asyncio.sleep(self._context.rules.heartbeat_s)
-            await stream.send(HEARTBEAT)
+        await beat_forever(stream, self._context.rules.heartbeat_s)  # our blocks are out; the results are not in
 
     async def _take_results(self, stream: Stream, reducer: int) -> None:
         """Take every block this reducer has for us. It may wait for others until its own cut, so it has twice as long as that."""
@@ -278,7 +257,7 @@ class Exchange:
     async def _take_all_results(self, stream: Stream, reducer: int) -> None:
         reader = FrameReader(stream.peer, FrameKind.RESULT, self._expected_bytes(reducer))
         while not reader.complete:
-            item = reader.feed(await self._next_frame(stream))
+            item = reader.feed(await next_frame(stream, self._context.rules.stall_timeout_s))
             if item:
                 contributors = contributors_in(self._plan, item.contributors)
                 if contributors is None or not self._plan.absent.isdisjoint(contributors):
@@ -305,21 +284,3 @@ class Exchange:
     def _expected_bytes(self, reducer: int) -> dict[BlockIndex, int]:
         blocks = self._result.blocks
         return {block: self._codec.encoded_bytes(blocks.elems(block)) for block in blocks_reduced_by(self._plan, reducer)}
-
-    async def _next_frame(self, stream: Stream) -> bytes:
-        try:
-            async with asyncio.timeout(self._context.rules.stall_timeout_s):
-                frame = await stream.receive()
-        except TimeoutError as error:
-            raise RemoteTimeout(stream.peer, f"silent for {self._context.rules.stall_timeout_s:.1f} s") from error
-        if frame is None:
-            raise RemoteRefusal(stream.peer, "incomplete", "it ended the stream before everything was there")
-        return frame
-
-    async def _wait_or_beat(self, stream: Stream, wait: Callable[[], Awaitable[object]]) -> None:
-        """Wait for something, showing once in a while that we are alive."""
-        try:
-            async with asyncio.timeout(self._context.rules.heartbeat_s):
-                await wait()
-        except TimeoutError:
-            await stream.send(HEARTBEAT)

@@ -7,18 +7,18 @@ import logging
 from collections.abc import Mapping
 
 from peers.averaging.context import MemberContext
-from peers.averaging.exchange import RoundResult
+from peers.averaging.result import RoundResult
 from peers.interfaces import Stream
 from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.frames import HEARTBEAT, BlockBytes, FrameKind, FrameReader, frames_of
-from protocols.ids import BlockIndex, Epoch, PeerId
-from protocols.messages import BlocksRequest, block_hash
+from protocols.ids import BlockIndex, PeerId, RoundId
+from protocols.messages import BlocksRequest, block_hash, content_hash
 
 log = logging.getLogger(__name__)
 
 
 async def fetch_blocks(
-    context: MemberContext, holder: PeerId, epoch: Epoch, wanted: Mapping[BlockIndex, bytes], result: RoundResult
+    context: MemberContext, holder: PeerId, round_id: RoundId, wanted: Mapping[BlockIndex, bytes], result: RoundResult
 ) -> None:
     """Get result blocks from a member and keep those whose hash is right. What does not come stays missing; nothing is raised."""
     endpoint = context.directory.endpoint(holder)
@@ -29,7 +29,7 @@ async def fetch_blocks(
     reader = FrameReader(holder, FrameKind.RESULT, expected)
     try:
         async with context.transport.stream(endpoint, "blocks", timeout_s=rules.round_timeout_s) as stream:
-            await stream.send(BlocksRequest(epoch, tuple(wanted)).encode())
+            await stream.send(BlocksRequest(round_id.epoch, tuple(wanted), round_id.index).encode())
             await stream.finish_sending()
             while not reader.complete:
                 try:
@@ -45,11 +45,11 @@ async def fetch_blocks(
                 if item:
                     await context.heavy(lambda i=item: _keep(context, holder, i, wanted, result))  # type: ignore[misc]
     except RemoteError as error:
-        log.info("blocks of epoch %d could not be fetched: %s", epoch, error)
+        log.info("blocks of epoch %d could not be fetched: %s", round_id.epoch, error)
 
 
 def _keep(context: MemberContext, holder: PeerId, item: BlockBytes, wanted: Mapping[BlockIndex, bytes], result: RoundResult) -> None:
-    if block_hash(item.data, item.contributors) != wanted[item.block]:
+    if block_hash(content_hash(item.data), item.contributors) != wanted[item.block]:
         raise RemoteProtocolError(holder, f"block {item.block} is not the one that was agreed")
     try:
         result.put(item, context.rules.codec.decode(item.data, result.blocks.elems(item.block)))
@@ -57,7 +57,7 @@ def _keep(context: MemberContext, holder: PeerId, item: BlockBytes, wanted: Mapp
         raise RemoteProtocolError(holder, f"block {item.block}: {error}") from error
 
 
-async def serve_blocks(context: MemberContext, stream: Stream, results: Mapping[Epoch, RoundResult]) -> None:
+async def serve_blocks(context: MemberContext, stream: Stream, results: Mapping[RoundId, RoundResult]) -> None:
     """Answer a `BlocksRequest`; encoding a decoded block gives the agreed bytes again (the codec contract).
 
     Raises:
@@ -69,7 +69,7 @@ async def serve_blocks(context: MemberContext, stream: Stream, results: Mapping[
     except TimeoutError as error:
         raise RemoteTimeout(stream.peer, "it asked for no block") from error
     request = BlocksRequest.decode(first or b"", stream.peer)
-    result = results.get(request.epoch)
+    result = results.get(RoundId(context.rules.run, request.epoch, request.round_index))
     if result is None:
         raise RemoteRefusal(stream.peer, "unknown-round", f"this member does not hold the result of epoch {request.epoch}")
     for block in request.blocks:

@@ -92,7 +92,13 @@ def first_plan(context: MemberContext, joins: tuple[SealedJoin, ...], size_elems
     bandwidths = [join.join.bandwidth_bytes_per_s for join in joins] if len(joins) > 1 else [1]  # who is alone reduces for itself
     owners = assign_blocks(context.blocks_of(size_elems).count, bandwidths)
     reduce = tuple(BlockTask(block, owner) for block, owner in enumerate(owners))  # type: ignore[arg-type]
-    return Plan(joins[0].join.epoch, Attempt(0), joins, size_elems, rules.block_elems, rules.codec.name, reduce)
+    first = joins[0].join
+    return Plan(first.epoch, Attempt(0), joins, size_elems, rules.block_elems, rules.codec.name, reduce, round_index=first.round_index)
+
+
+def _subject(member: SealedJoin) -> tuple[int, int, bytes]:
+    """What all members of a group must agree on."""
+    return member.join.epoch, member.join.round_index, member.join.state_hash
 
 
 class Gathering:
@@ -122,12 +128,14 @@ class Gathering:
         self._formed: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
         self._asking: asyncio.Task[None] | None = None
 
-    async def form(self, join: Join, size_elems: int) -> Plan:
+    async def form(self, join: Join, size_elems: int, group: frozenset[PeerId], *, whole_swarm: bool) -> Plan:
         """Offer our contribution and wait for the group.
 
         Args:
             join: what we bring.
             size_elems: length of our vector.
+            group: who belongs into it by our view of the grid.
+            whole_swarm: everybody does.
 
         Raises:
             TooLate: the others have closed this epoch already.
@@ -136,8 +144,9 @@ class Gathering:
         self._own = SealedJoin(self._context.me, join, self._context.notary.seal(JOIN, join.encode()))
         self._size_elems = size_elems
         directory = self._context.directory
-        live = directory.live(self._round_id.epoch)
-        self._dispatch(RosterChanged(live, frozenset(peer for peer in live if directory.endpoint(peer) is None)))
+        live = directory.live(self._round_id.epoch) & group
+        undialable = frozenset(peer for peer in live if directory.endpoint(peer) is None)
+        self._dispatch(RosterChanged(live, undialable, whole_swarm))
         self._dispatch(Ready(self._own))
         return await self._formed
 
@@ -163,7 +172,13 @@ class Gathering:
                 self._dispatch(JoinWithdrawn(join.peer))
 
     def closing_heard(self, leader: PeerId) -> None:
-        """Another member says that the epoch closes and leads."""
+        """Another member says that the epoch closes and leads.
+
+        Raises:
+            RemoteRefusal: it need not wait for us: we are in another group.
+        """
+        if self._formed.done():
+            raise RemoteRefusal(leader, "round-formed", "this member is in another group of this round")
         self._dispatch(ClosingHeard(leader))
 
     def too_late(self, commit: Commit, holder: PeerId) -> None:
@@ -176,10 +191,11 @@ class Gathering:
 
     # Driving the machine
 
-    def _dispatch(self, event: Event) -> None:
+    def _dispatch(self, event: Event, due_s: float = 0.0) -> None:
+        """Give the machine an event; a timer's may come a trifle before its time by the loop's clock."""
         if self._formed.done():
             return  # whatever happens now is the round's business, or a later gathering's
-        for action in self._machine.handle(event, asyncio.get_running_loop().time()):
+        for action in self._machine.handle(event, max(asyncio.get_running_loop().time(), due_s)):
             self._do(action)
 
     def _do(self, action: Action) -> None:
@@ -197,7 +213,7 @@ class Gathering:
             case Refuse(peer, code, sentence):
                 self._refuse(peer, code, sentence)
             case WakeAt(time_s):
-                asyncio.get_running_loop().call_at(time_s, self._dispatch, Tick())
+                asyncio.get_running_loop().call_at(time_s, self._dispatch, Tick(), time_s)
             case Lead(joins):
                 self._lead(joins)
             case Fail(reason, left_out):
@@ -241,7 +257,7 @@ class Gathering:
         if endpoint is None:
             self._dispatch(LeaderGone(peer))
             return
-        request = pb.Closing(epoch=self._round_id.epoch).SerializeToString()
+        request = pb.Closing(epoch=self._round_id.epoch, round_index=self._round_id.index).SerializeToString()
         try:
             reply = await self._context.transport.call(endpoint, "closing", request, timeout_s=self._context.rules.stall_timeout_s)
             answer = parse(pb.JoinReply, reply, peer)
@@ -292,6 +308,7 @@ class Gathering:
     def _checked_commit(self, message: pb.Commit, sender: PeerId) -> Commit:
         commit = Commit.from_message(message, sender)
         require(commit.epoch == self._round_id.epoch, sender, f"a commit of epoch {commit.epoch} where {self._round_id.epoch} closes")
+        require(commit.round_index >= self._round_id.index, sender, f"a commit of round {commit.round_index}, which is over")
         same_size = len(commit.block_hashes) == self._context.blocks_of(self._size_elems).count
         require(same_size, sender, "a commit to a vector of another size")
         if self._own and commit.state_hash != self._own.join.state_hash:
@@ -308,8 +325,9 @@ class Gathering:
         members = tuple(own if sealed == own.sealed else open_join(self._context, sealed) for sealed in message.sealed_joins)
         plan = plan_from_message(message, members, leader)
         for member in members:
-            same = (member.join.epoch, member.join.state_hash) == (own.join.epoch, own.join.state_hash)
-            require(same, leader, f"a plan that mixes us with peer {member.peer.short}, whose epoch or state differs")
+            require(
+                _subject(member) == _subject(own), leader, f"a plan that mixes us with {member.peer.short} of another round or state"
+            )
         require(plan.index_of(leader) == 0, leader, "a plan that its sender does not lead")
         require(any(member.join.bandwidth_bytes_per_s for member in members), leader, "a plan in which nobody can reduce")
         require(plan == first_plan(self._context, members, self._size_elems), leader, "a plan that does not follow from its joins")

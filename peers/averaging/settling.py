@@ -1,4 +1,9 @@
-"""Everybody ends with the same bytes: reports go to a leader, who answers with a commit or a repair plan."""
+"""Everybody ends with the same bytes: reports go to a leader, who answers with a commit or a repair plan.
+
+From the beginning of an exchange every member keeps a stream to whoever will decide, and both show on it that they are alive. So a
+leader never waits for a member that is gone, nor a member for a leader that is, longer than it takes to notice: at once when a
+connection breaks, `stall_timeout_s` when a link swallows everything.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,20 @@ import asyncio
 import logging
 
 from peers.averaging.context import Blame, MemberContext
-from peers.averaging.exchange import RoundResult
+from peers.averaging.liveness import alongside, beat_forever, beat_until, next_real_frame, plain_remote_errors
+from peers.averaging.result import RoundResult
+from peers.interfaces import Stream
 from protocols.butterfly import accepted_weight
-from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RoundError
+from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal
 from protocols.ids import PeerId
 from protocols.messages import Commit, Plan, Report, parse, plan_from_message, require
 from protocols.proto.swarm.v1 import control_pb2 as pb
 from protocols.settlement import MAX_ATTEMPTS, GiveUp, report_fits, settle, settlement_order
 
 log = logging.getLogger(__name__)
+
+SETTLE = "settle"
+"""Name of the stream."""
 
 Verdict = Commit | Plan | GiveUp
 
@@ -41,94 +51,137 @@ class Settling:
         self._context = context
         self._blame = blame
         self._plan = plan
+        self._me = plan.index_of(context.me)
         self._digest = plan.digest
         self._first_plan_digest = first_plan_digest
+        self._own: Report | None = None
+        self._own_weight = 0.0
+        self._own_ready = asyncio.Event()
         self._reports: dict[int, Report] = {}
+        self._in_touch: set[int] = set()
+        self._gone: set[int] = set()
         self._changed = asyncio.Event()
         self._verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
 
-    async def run(self, result: RoundResult, gone: set[int]) -> Verdict:
-        """Report what we hold and learn the verdict; leads if everyone before us in order is gone.
+    # Our own side, in order
 
-        Args:
-            result: what we hold.
-            gone: members whose connection broke during the exchange.
-        """
-        me = self._plan.index_of(self._context.me)
-        report = Report(self._digest, tuple(result.hashes))
+    async def run(self) -> Verdict:
+        """Keep in touch with who decides while blocks are exchanged, report, and learn the verdict; lead if all before us are gone."""
         verdict: Verdict = GiveUp("the settlement was abandoned")
         try:
-            verdict = await self._settle(me, report, result, gone)
+            verdict = await self._settle()
         finally:
             self._verdict.set_result(verdict)
         return verdict
 
-    async def _settle(self, me: int | None, report: Report, result: RoundResult, gone: set[int]) -> Verdict:
+    def report(self, result: RoundResult) -> None:
+        """The exchange is over and this is what we hold."""
+        self._own = Report(self._digest, tuple(result.hashes))
+        self._own_weight = accepted_weight(self._plan, result.masks)
+        self._own_ready.set()
+
+    async def _settle(self) -> Verdict:
         for leader in settlement_order(self._plan):
-            if leader == me:
-                return await self._lead(leader, report, accepted_weight(self._plan, result.masks), gone)
-            if leader in gone:
-                continue
-            answer = await self._ask(leader, report)
+            if leader == self._me:
+                return await self._lead(leader)
+            answer = await self._follow(leader)
             if answer is not None:
                 return answer
-            gone.add(leader)
+            self._gone.add(leader)
         return GiveUp("every member before us is silent and we are not in the plan")
 
-    async def serve(self, sender: PeerId, report: Report) -> Verdict:
-        """Take a member's report; answers when the verdict is known.
-
-        Raises:
-            RemoteRefusal: it is not in this plan.
-            RemoteProtocolError: its report does not fit the plan.
-        """
-        index = self._plan.index_of(sender)
-        if index is None or index in self._plan.absent:
-            raise RemoteRefusal(sender, "not-in-plan", "you are not in this plan")
-        if not report_fits(self._plan, report):
-            raise RemoteProtocolError(sender, "a report that does not fit its plan")
-        self._reports[index] = report
-        self._changed.set()
-        return await asyncio.shield(self._verdict)
-
-    async def _lead(self, me: int, report: Report, weight: float, gone: set[int]) -> Verdict:
-        """Collect reports until everyone who may still be there has reported, then decide."""
-        self._reports[me] = report
-        everyone = set(range(len(self._plan.members))) - self._plan.absent
+    async def _lead(self, me: int) -> Verdict:
+        """Collect reports until everyone who is still there has reported, then decide."""
+        everyone = set(range(len(self._plan.members))) - self._plan.absent - {me}
+        unheard = asyncio.get_running_loop().call_later(self._context.rules.stall_timeout_s, self._give_up_strangers, everyone)
         try:
-            async with asyncio.timeout(self._context.rules.settle_timeout_s):
-                while everyone - self._reports.keys() - gone:
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            late = sorted(everyone - self._reports.keys())
+            await self._own_ready.wait()
+            while everyone - self._reports.keys() - self._gone:
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            unheard.cancel()
+        if late := sorted(everyone - self._reports.keys()):
             log.info("epoch %d: no report from %s", self._plan.epoch, ", ".join(self._plan.members[i].peer.short for i in late))
-        verdict = settle(self._plan, self._first_plan_digest, dict(self._reports), weight)
+        if self._own:
+            self._reports[me] = self._own
+        verdict = settle(self._plan, self._first_plan_digest, dict(self._reports), self._own_weight)
         if isinstance(verdict, Commit):
             for index in sorted(self._reports):
                 if self._reports[index].block_hashes != verdict.block_hashes:
                     self._blame(self._plan.members[index].peer, "it kept reporting other blocks than everybody else")
         return verdict
 
-    async def _ask(self, leader: int, report: Report) -> Verdict | None:
+    def _give_up_strangers(self, everyone: set[int]) -> None:
+        """Whoever has not even turned to us by now is not there."""
+        self._gone |= everyone - self._in_touch
+        self._changed.set()
+
+    async def _follow(self, leader: int) -> Verdict | None:
         """One leader's verdict, or None if it cannot be had."""
         peer = self._plan.members[leader].peer
         endpoint = self._context.directory.endpoint(peer)
         if endpoint is None:
             return None
-        patience_s = self._context.rules.settle_timeout_s + self._context.rules.stall_timeout_s
         try:
-            reply = await self._context.transport.call(endpoint, "report", report.encode(), timeout_s=patience_s)
-            return self._checked(parse(pb.Verdict, reply, peer), peer)
+            with plain_remote_errors():
+                async with self._context.transport.stream(endpoint, SETTLE, timeout_s=self._context.rules.stream_timeout_s) as stream:
+                    await stream.send(pb.ExchangeHeader(plan_digest=self._digest).SerializeToString())
+                    async with alongside(self._beat_then_report(stream)):
+                        message = await next_real_frame(stream, self._context.rules.stall_timeout_s)
+                        return self._checked(parse(pb.Verdict, bytes(message), peer), peer)
         except RemoteError as error:
-            log.info("report not answered: %s", error)
+            log.info("no verdict: %s", error)
             if isinstance(error, RemoteProtocolError):
                 self._blame(peer, error.reason)
             if isinstance(error, RemoteGone):
                 self._context.directory.suspect(peer)
             return GiveUp(error.reason) if isinstance(error, RemoteRefusal) and error.code == "given-up" else None
 
-    def _checked(self, message: pb.Verdict, leader: PeerId) -> Commit | Plan:
+    async def _beat_then_report(self, stream: Stream) -> None:
+        heartbeat_s = self._context.rules.heartbeat_s
+        await beat_until(stream, heartbeat_s, self._own_ready.wait)
+        if self._own:
+            await stream.send(self._own.encode())
+        await beat_forever(stream, heartbeat_s)
+
+    # What we serve to those who take us for the leader
+
+    async def serve(self, stream: Stream) -> None:
+        """Take a member's report and answer with the verdict when it is known.
+
+        Raises:
+            RemoteRefusal: it is not in this plan, or the round is given up.
+            RemoteProtocolError: its report does not fit the plan.
+        """
+        index = self._plan.index_of(stream.peer)
+        if index is None or index in self._plan.absent:
+            raise RemoteRefusal(stream.peer, "not-in-plan", "you are not in this plan")
+        if index in self._in_touch:
+            raise RemoteProtocolError(stream.peer, "it opened a second stream for one settlement")
+        self._in_touch.add(index)
+        self._gone.discard(index)
+        with plain_remote_errors():
+            async with alongside(self._listen(stream, index)):
+                verdict = await beat_until(stream, self._context.rules.heartbeat_s, lambda: asyncio.shield(self._verdict))
+        if isinstance(verdict, GiveUp):
+            raise RemoteRefusal(stream.peer, "given-up", verdict.reason)
+        await stream.send(verdict_bytes(verdict))
+
+    async def _listen(self, stream: Stream, index: int) -> None:
+        """Take the report, and note when the member is gone."""
+        try:
+            message = await next_real_frame(stream, self._context.rules.stall_timeout_s)
+            report = Report.decode(bytes(message), stream.peer)
+            require(report_fits(self._plan, report), stream.peer, "a report that does not fit its plan")
+            self._reports[index] = report
+            self._changed.set()
+        except RemoteError:
+            self._gone.add(index)
+            self._changed.set()
+            raise
+
+    def _checked(self, message: pb.Verdict, leader: PeerId) -> Verdict:
         """A repair must be about the same members and vector, one attempt further, and still count us in."""
         if message.HasField("commit"):
             commit = Commit.from_message(message.commit, leader)
@@ -138,14 +191,14 @@ class Settling:
         same_members = tuple(message.repair.sealed_joins) == tuple(member.sealed for member in self._plan.members)
         require(same_members, leader, "a repair with other members")
         repair = plan_from_message(message.repair, self._plan.members, leader)
-        same = (repair.epoch, repair.size_elems, repair.block_elems, repair.codec) == (
-            self._plan.epoch,
-            self._plan.size_elems,
-            self._plan.block_elems,
-            self._plan.codec,
-        )
+        same = _subject(repair) == _subject(self._plan)
         in_turn = repair.attempt == self._plan.attempt + 1 and repair.attempt <= MAX_ATTEMPTS
         require(same and in_turn and repair.absent >= self._plan.absent, leader, "a repair of another vector or out of turn")
-        if self._plan.index_of(self._context.me) in repair.absent:
-            raise RoundError("the others went on without us")
+        if self._me in repair.absent:
+            return GiveUp("the others went on without us")
         return repair
+
+
+def _subject(plan: Plan) -> tuple[int, int, int, int, str]:
+    """What no repair may change."""
+    return plan.epoch, plan.round_index, plan.size_elems, plan.block_elems, plan.codec

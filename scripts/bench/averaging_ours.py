@@ -69,6 +69,10 @@ class Everyone:
     me: PeerId
     endpoints: dict[PeerId, Endpoint]
 
+    def placed(self, epoch: Epoch) -> tuple[frozenset[PeerId], frozenset[PeerId]]:
+        """All but us can be dialled."""
+        return self.live(epoch), frozenset()
+
     def live(self, epoch: Epoch) -> frozenset[PeerId]:
         """All but us."""
         return frozenset(self.endpoints) - {self.me}
@@ -168,7 +172,7 @@ class Ours:
         """Gather, exchange and settle one round."""
         join = Join(Epoch(self._rounds), b"s" * 32, self._weight, 10**8)
         self._rounds += 1
-        self._averaged: Averaged = self._run(self._averager.run_round(join, self._own_D))
+        self._averaged: Averaged = self._run(self._averager.average_epoch(join, self._own_D))
         return len(self._averaged.contributors)
 
     def result(self) -> NDArray[np.float32]:

@@ -65,6 +65,10 @@ class FixedDirectory:
     undialable: frozenset[PeerId] = frozenset()
     suspects: set[PeerId] = field(default_factory=set)
 
+    def placed(self, epoch: Epoch) -> tuple[frozenset[PeerId], frozenset[PeerId]]:
+        others = frozenset(self.endpoints) - {self.me}
+        return others - self.undialable, others & self.undialable
+
     def live(self, epoch: Epoch) -> frozenset[PeerId]:
         return frozenset(self.endpoints) - {self.me} - self.suspects
 
@@ -156,7 +160,7 @@ class SimulatedSwarm:
             if number in self._tampers:
                 transport = TamperedTransport(transport, self._tampers[number])
             directory, notary = FixedDirectory(peer, endpoints, undialable), KeyNotary(key)
-            context = MemberContext(peer, transport, directory, notary, self.averaging, tasks)
+            context = MemberContext(peer, transport, directory, notary, self.averaging, tasks, dialable=peer not in undialable)
             closed: list[Epoch] = []
             averager = Averager(context, closed.append)
             await self._stack.enter_async_context(transport.serve(averager.handlers))
@@ -190,7 +194,7 @@ class SimulatedSwarm:
             bandwidth = bandwidths[number] if bandwidths else 1_000_000
             join = Join(Epoch(epoch), (states or {}).get(number, STATE_HASH), weight, bandwidth)
             try:
-                return await self.members[number].averager.run_round(join, self.vector(number, size_elems))
+                return await self.members[number].averager.average_epoch(join, self.vector(number, size_elems))
             except RoundError as error:
                 return error
 

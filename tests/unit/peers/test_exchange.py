@@ -137,7 +137,7 @@ def test_a_contribution_that_is_not_finite_does_not_leave_the_house() -> None:
         async with SimulatedSwarm(1) as swarm:
             join = Join(Epoch(0), STATE_HASH, 1.0, 1000)
             with pytest.raises(LocalProtocolError, match="NaN or infinite"):
-                await swarm.members[0].averager.run_round(join, torch.tensor([1.0, float("nan")]))
+                await swarm.members[0].averager.average_epoch(join, torch.tensor([1.0, float("nan")]))
 
     run_simulated(main())
 
@@ -189,9 +189,9 @@ def test_a_stranger_to_the_plan_is_refused_and_named() -> None:
         stranger, member = swarm.members[3], swarm.members[0]
         endpoint = stranger.directory.endpoint(member.peer)
         assert endpoint is not None
-        while not member.averager._exchanges._known:
+        while not member.averager._rounds.exchanges._known:
             await _moment()
-        (digest,) = member.averager._exchanges._known
+        (digest,) = member.averager._rounds.exchanges._known
         async with stranger.transport.stream(endpoint, "exchange", timeout_s=20) as stream:
             await stream.send(pb.ExchangeHeader(plan_digest=digest).SerializeToString())
             with pytest.raises(RemoteRefusal, match="a plan that it is not in"):
@@ -224,7 +224,7 @@ def test_odd_requests_for_blocks_are_refused(request_bytes: bytes, code: str) ->
         async with SimulatedSwarm(2) as swarm:
             await swarm.round(SIZE_ELEMS)
             if code == "unknown-round":
-                swarm.members[0].averager._results.clear()
+                swarm.members[0].averager._rounds.results.clear()
             endpoint = swarm.members[1].directory.endpoint(swarm.members[0].peer)
             assert endpoint is not None
             async with swarm.members[1].transport.stream(endpoint, "blocks", timeout_s=20) as stream:

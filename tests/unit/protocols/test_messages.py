@@ -26,6 +26,8 @@ from protocols.messages import (
     Report,
     SealedJoin,
     block_hash,
+    content_hash,
+    input_hash,
     parse,
     plan_from_message,
 )
@@ -151,7 +153,7 @@ def test_an_absurd_weight_is_refused(weight: float) -> None:
     with pytest.raises(RemoteProtocolError, match="weight"):
         Join.decode(pb.Join(epoch=1, state_hash=b"h" * 32, weight=weight).SerializeToString(), SENDER)
     with pytest.raises(RemoteProtocolError, match="weight"):
-        Commit.from_message(pb.Commit(first_plan_digest=b"p" * 32, state_hash=b"h" * 32, weight=weight * MAX_MEMBERS), SENDER)
+        Commit.from_message(pb.Commit(first_plan_digest=b"p" * 32, state_hash=b"h" * 32, weight=weight * 2**20 * MAX_MEMBERS), SENDER)
 
 
 def test_an_absurd_bandwidth_is_refused() -> None:
@@ -240,5 +242,14 @@ def test_damaged_messages_are_refused_or_sound(data: st.DataObject) -> None:
 
 
 def test_a_blocks_hash_names_its_bytes_and_its_contributors() -> None:
-    assert block_hash(b"abc", 1) == block_hash(bytearray(b"abc"), 1) == block_hash(memoryview(b"abc"), 1)
-    assert len({block_hash(b"abc", 1), block_hash(b"abc", 2), block_hash(b"abd", 1), block_hash(b"", 1)}) == 4
+    assert content_hash(b"abc") == content_hash(bytearray(b"abc")) == content_hash(memoryview(b"abc"))
+    abc, abd = content_hash(b"abc"), content_hash(b"abd")
+    assert len({block_hash(abc, 1), block_hash(abc, 2), block_hash(abd, 1), block_hash(content_hash(b""), 1)}) == 4
+
+
+def test_an_input_is_named_by_what_it_is_and_then_by_its_group() -> None:
+    one, same, other_group, other = (
+        input_hash(contents, plan) for contents, plan in (([b"a"], b"p"), ([b"a"], b"p"), ([b"a"], b"q"), ([b"b"], b"p"))
+    )
+    assert one == same != other_group
+    assert one[:16] == other_group[:16] != other[:16]

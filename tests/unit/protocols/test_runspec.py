@@ -105,8 +105,8 @@ def test_canonical_bytes_do_not_depend_on_how_it_was_written() -> None:
 def test_canonical_bytes_are_pinned() -> None:
     """Changing these bytes changes every run's fingerprint: that is a new protocol version."""
     assert spec().canonical_bytes() == (
-        b'{"admission":{"mode":"open"},"averaging":{"block_elems":1048576,"codec":"fp32","join_timeout_s":10.0,"max_group":64,'
-        b'"stall_timeout_s":3.0},"data":{"files":[],"fingerprint":null,"holdout_percent":5,"sequence_length":128,"source":"stdlib"},'
+        b'{"admission":{"mode":"open"},"averaging":{"block_elems":1048576,"codec":"fp32","max_group":16},'
+        b'"data":{"files":[],"fingerprint":null,"holdout_percent":5,"sequence_length":128,"source":"stdlib"},'
         b'"model":{"config":null,"preset":"tiny"},"optimizer":{"betas":[0.9,0.95],"eps":1e-08,"grad_clip_norm":1.0,"learning_rate":0.001,'
         b'"momentum":0.0,"name":"adamw","rule":"gradient","target_batch_samples":256,"weight_decay":0.01},"run":{"name":"a","seed":0},'
         b'"schedule":{"final_fraction":0.1,"kind":"cosine","total_epochs":1000,"warmup_epochs":0}}'

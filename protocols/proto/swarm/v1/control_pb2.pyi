@@ -7,22 +7,28 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Join(_message.Message):
-    __slots__ = ("epoch", "state_hash", "weight", "bandwidth_bytes_per_s")
+    __slots__ = ("epoch", "state_hash", "weight", "bandwidth_bytes_per_s", "round_index", "input_hash")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STATE_HASH_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     BANDWIDTH_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    ROUND_INDEX_FIELD_NUMBER: _ClassVar[int]
+    INPUT_HASH_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     state_hash: bytes
     weight: float
     bandwidth_bytes_per_s: int
-    def __init__(self, epoch: _Optional[int] = ..., state_hash: _Optional[bytes] = ..., weight: _Optional[float] = ..., bandwidth_bytes_per_s: _Optional[int] = ...) -> None: ...
+    round_index: int
+    input_hash: bytes
+    def __init__(self, epoch: _Optional[int] = ..., state_hash: _Optional[bytes] = ..., weight: _Optional[float] = ..., bandwidth_bytes_per_s: _Optional[int] = ..., round_index: _Optional[int] = ..., input_hash: _Optional[bytes] = ...) -> None: ...
 
 class Closing(_message.Message):
-    __slots__ = ("epoch",)
+    __slots__ = ("epoch", "round_index")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROUND_INDEX_FIELD_NUMBER: _ClassVar[int]
     epoch: int
-    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+    round_index: int
+    def __init__(self, epoch: _Optional[int] = ..., round_index: _Optional[int] = ...) -> None: ...
 
 class BlockTask(_message.Message):
     __slots__ = ("block", "member")
@@ -33,7 +39,7 @@ class BlockTask(_message.Message):
     def __init__(self, block: _Optional[int] = ..., member: _Optional[int] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("epoch", "attempt", "sealed_joins", "size_elems", "block_elems", "codec", "reduce", "fetch", "block_hashes", "absent")
+    __slots__ = ("epoch", "attempt", "sealed_joins", "size_elems", "block_elems", "codec", "reduce", "fetch", "block_hashes", "absent", "round_index")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     SEALED_JOINS_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +50,7 @@ class Plan(_message.Message):
     FETCH_FIELD_NUMBER: _ClassVar[int]
     BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
     ABSENT_FIELD_NUMBER: _ClassVar[int]
+    ROUND_INDEX_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     attempt: int
     sealed_joins: _containers.RepeatedScalarFieldContainer[bytes]
@@ -54,15 +61,8 @@ class Plan(_message.Message):
     fetch: _containers.RepeatedCompositeFieldContainer[BlockTask]
     block_hashes: _containers.RepeatedScalarFieldContainer[bytes]
     absent: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., sealed_joins: _Optional[_Iterable[bytes]] = ..., size_elems: _Optional[int] = ..., block_elems: _Optional[int] = ..., codec: _Optional[str] = ..., reduce: _Optional[_Iterable[_Union[BlockTask, _Mapping]]] = ..., fetch: _Optional[_Iterable[_Union[BlockTask, _Mapping]]] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., absent: _Optional[_Iterable[int]] = ...) -> None: ...
-
-class Refusal(_message.Message):
-    __slots__ = ("code", "sentence")
-    CODE_FIELD_NUMBER: _ClassVar[int]
-    SENTENCE_FIELD_NUMBER: _ClassVar[int]
-    code: str
-    sentence: str
-    def __init__(self, code: _Optional[str] = ..., sentence: _Optional[str] = ...) -> None: ...
+    round_index: int
+    def __init__(self, epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., sealed_joins: _Optional[_Iterable[bytes]] = ..., size_elems: _Optional[int] = ..., block_elems: _Optional[int] = ..., codec: _Optional[str] = ..., reduce: _Optional[_Iterable[_Union[BlockTask, _Mapping]]] = ..., fetch: _Optional[_Iterable[_Union[BlockTask, _Mapping]]] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., absent: _Optional[_Iterable[int]] = ..., round_index: _Optional[int] = ...) -> None: ...
 
 class ExchangeHeader(_message.Message):
     __slots__ = ("plan_digest",)
@@ -79,18 +79,20 @@ class Report(_message.Message):
     def __init__(self, plan_digest: _Optional[bytes] = ..., block_hashes: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("first_plan_digest", "epoch", "block_hashes", "weight", "state_hash")
+    __slots__ = ("first_plan_digest", "epoch", "block_hashes", "weight", "state_hash", "round_index")
     FIRST_PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     STATE_HASH_FIELD_NUMBER: _ClassVar[int]
+    ROUND_INDEX_FIELD_NUMBER: _ClassVar[int]
     first_plan_digest: bytes
     epoch: int
     block_hashes: _containers.RepeatedScalarFieldContainer[bytes]
     weight: float
     state_hash: bytes
-    def __init__(self, first_plan_digest: _Optional[bytes] = ..., epoch: _Optional[int] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., weight: _Optional[float] = ..., state_hash: _Optional[bytes] = ...) -> None: ...
+    round_index: int
+    def __init__(self, first_plan_digest: _Optional[bytes] = ..., epoch: _Optional[int] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., weight: _Optional[float] = ..., state_hash: _Optional[bytes] = ..., round_index: _Optional[int] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("plan", "commit")
@@ -109,9 +111,11 @@ class Verdict(_message.Message):
     def __init__(self, repair: _Optional[_Union[Plan, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ...) -> None: ...
 
 class BlocksRequest(_message.Message):
-    __slots__ = ("epoch", "blocks")
+    __slots__ = ("epoch", "blocks", "round_index")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_INDEX_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     blocks: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, epoch: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ...) -> None: ...
+    round_index: int
+    def __init__(self, epoch: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., round_index: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,88 @@
+"""Showing on a stream that we are alive, and noticing when the other side is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeVar
+
+from peers.interfaces import Stream
+from protocols.errors import RemoteError, RemoteRefusal, RemoteTimeout
+from protocols.frames import HEARTBEAT
+
+T = TypeVar("T")
+
+
+async def next_frame(stream: Stream, stall_timeout_s: float) -> bytes | memoryview:
+    """The next message, valid until the next call.
+
+    Raises:
+        RemoteTimeout: the stream broke, or not even a heartbeat came for `stall_timeout_s`.
+        RemoteRefusal: the other side has ended the stream.
+    """
+    try:
+        async with asyncio.timeout(stall_timeout_s):
+            frame = await stream.receive()
+    except TimeoutError as error:
+        raise RemoteTimeout(stream.peer, f"silent for {stall_timeout_s:.1f} s") from error
+    if frame is None:
+        raise RemoteRefusal(stream.peer, "incomplete", "it ended the stream before everything was there")
+    return frame
+
+
+async def next_real_frame(stream: Stream, stall_timeout_s: float) -> bytes | memoryview:
+    """The next message that is no heartbeat; raises what `next_frame` raises."""
+    while True:
+        frame = await next_frame(stream, stall_timeout_s)
+        if frame != HEARTBEAT:
+            return frame
+
+
+async def beat_until(stream: Stream, heartbeat_s: float, wait: Callable[[], Awaitable[T]]) -> T:
+    """Wait for something, showing once in a while that we are alive. `wait` is called again after each heartbeat.
+
+    Raises:
+        RemoteTimeout: the stream broke.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(heartbeat_s):
+                return await wait()
+        except TimeoutError:
+            await stream.send(HEARTBEAT)
+
+
+async def beat_forever(stream: Stream, heartbeat_s: float) -> None:
+    """Show that we are alive until cancelled.
+
+    Raises:
+        RemoteTimeout: the stream broke.
+    """
+    while True:
+        await asyncio.sleep(heartbeat_s)
+        await stream.send(HEARTBEAT)
+
+
+@asynccontextmanager
+async def alongside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run `work` beside the body and stop it when the body is through; what it raises ends the body."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(work)
+        yield
+        task.cancel()
+
+
+@contextmanager
+def plain_remote_errors() -> Iterator[None]:
+    """Turn the exception group of a TaskGroup in which only RemoteErrors happened into the first of them."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        remote, rest = group.split(RemoteError)
+        if remote is None or rest is not None:
+            raise
+        error: BaseException = remote
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from group

@@ -1,0 +1,108 @@
+"""What a member remembers of rounds: where it stands, groups that form, exchanges under way, and the newest result for whoever is late."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from peers.averaging.context import Blame, Expected, MemberContext
+from peers.averaging.exchange import Exchange
+from peers.averaging.gathering import Gathering
+from peers.averaging.result import RoundResult
+from peers.averaging.settling import Settling
+from protocols.deadline import AdaptiveDeadline
+from protocols.errors import RemoteRefusal
+from protocols.ids import Epoch, PeerId, RoundId
+from protocols.messages import Commit
+from protocols.rendezvous import RendezvousRules
+
+_REMEMBERED_EXCHANGES = 8
+_REMEMBERED_COMMITS = 8
+
+
+class Rounds:
+    """Shared by the member's own rounds (`averager.py`) and by what it serves to others (`serving.py`).
+
+    Args:
+        context: who we are.
+        on_close: called with the epoch when others close it before our contribution is ready.
+        blame: called with a member that broke the protocol, and how.
+    """
+
+    def __init__(self, context: MemberContext, on_close: Callable[[Epoch], None], blame: Blame) -> None:
+        self._context = context
+        self._on_close = on_close
+        self._blame = blame
+        self.exchanges: Expected[bytes, Exchange] = Expected(limit=_REMEMBERED_EXCHANGES)
+        self.settlings: Expected[bytes, Settling] = Expected(limit=_REMEMBERED_EXCHANGES)
+        self.results: dict[RoundId, RoundResult] = {}
+        self.commits: dict[RoundId, Commit] = {}
+        self._gatherings: dict[RoundId, Gathering] = {}
+        self._failures: Counter[PeerId] = Counter()
+        self._failures_at: RoundId | None = None
+        rules = context.rules
+        self.gather_deadline = AdaptiveDeadline(rules.stall_timeout_s, rules.join_timeout_s)
+        self.exchange_deadline = AdaptiveDeadline(2 * rules.stall_timeout_s, rules.round_timeout_s)
+        self._next = RoundId(rules.run, Epoch(0))
+
+    @property
+    def next(self) -> RoundId:
+        """The round that we are in, or take part in next."""
+        return self._next
+
+    def go_to(self, round_id: RoundId) -> None:
+        """We take part in this round next."""
+        self._next = round_id
+        self.forget_gatherings(before=self._next)
+
+    def gathering(self, round_id: RoundId) -> Gathering:
+        """The group of a round, made on first use."""
+        if round_id not in self._gatherings:
+            failures = dict(self._failures) if self._failures_at == round_id else {}
+            rules = RendezvousRules(self.gather_deadline.value_s(), self._context.rules.max_group, failures)
+            self._gatherings[round_id] = Gathering(self._context, round_id, rules, lambda: self._on_close(round_id.epoch), self._blame)
+        return self._gatherings[round_id]
+
+    def forget_gatherings(self, before: RoundId) -> None:
+        """Close what is over; whoever still waits there is told."""
+        for known in [known for known in self._gatherings if known < before]:
+            self._gatherings.pop(known).close()
+
+    def forget_gathering(self, round_id: RoundId) -> None:
+        """This group broke down; the next try forms a new one."""
+        gathering = self._gatherings.pop(round_id, None)
+        if gathering:
+            gathering.close()
+
+    def note_failure(self, round_id: RoundId, leader: PeerId) -> None:
+        """A round failed under this leader; somebody else should lead the next try."""
+        if self._failures_at != round_id:
+            self._failures_at = round_id
+            self._failures.clear()
+        self._failures[leader] += 1
+
+    def conclude(self, round_id: RoundId, result: RoundResult, commit: Commit) -> None:
+        """The round is over: remember its result for members that are late, and forget older ones."""
+        self.results = {round_id: result}
+        self.commits[round_id] = commit
+        while len(self.commits) > _REMEMBERED_COMMITS:
+            del self.commits[min(self.commits)]
+
+    def newest_commit(self, round_id: RoundId) -> Commit | None:
+        """What a member that is late for a round can have instead: the newest result of its epoch, from that round on."""
+        known = [held for held in self.results if held.epoch == round_id.epoch and held >= round_id and held in self.commits]
+        return self.commits[max(known)] if known else None
+
+    def check_turn(self, sender: PeerId, round_id: RoundId) -> None:
+        """Whether a member may wait here for this round.
+
+        Raises:
+            RemoteRefusal: it is behind us, or so far ahead that we cannot follow.
+        """
+        here = self._next
+        if round_id.epoch < here.epoch:
+            raise RemoteRefusal(sender, "behind", f"you are at epoch {round_id.epoch}, the swarm is at {here.epoch}")
+        if round_id < here:
+            raise RemoteRefusal(sender, "round-formed", "that round of the epoch is over")
+        if round_id.epoch > here.epoch + 1 or (round_id.epoch > here.epoch and round_id.index):
+            raise RemoteRefusal(sender, "ahead", f"you are at epoch {round_id.epoch}, this member is only at {here.epoch}")

@@ -1,0 +1,126 @@
+"""What a member serves to the others of its rounds, as a group's leader, as a reducer, or as one that holds a result."""
+
+from __future__ import annotations
+
+import asyncio
+
+from peers.averaging.context import Blame, MemberContext
+from peers.averaging.exchange import Exchange
+from peers.averaging.fetching import serve_blocks
+from peers.averaging.gathering import JOIN, open_join
+from peers.averaging.rounds import Rounds
+from peers.averaging.settling import SETTLE, Settling, verdict_bytes
+from peers.interfaces import CallHandler, Handlers, Stream, StreamHandler
+from protocols.errors import RemoteProtocolError, RemoteRefusal, RemoteTimeout
+from protocols.ids import Epoch, PeerId, RoundId
+from protocols.messages import parse
+from protocols.proto.swarm.v1 import control_pb2 as pb
+
+
+class RoundServer:
+    """Handlers of the averaging round.
+
+    Args:
+        context: who we are.
+        rounds: what we know of rounds.
+        blame: called with a member that broke the protocol, and how.
+    """
+
+    def __init__(self, context: MemberContext, rounds: Rounds, blame: Blame) -> None:
+        self._context = context
+        self._rounds = rounds
+        self._blame = blame
+        calls: dict[str, CallHandler] = {JOIN: self._on_join, "closing": self._on_closing}
+        streams: dict[str, StreamHandler] = {"exchange": self._on_exchange, SETTLE: self._on_settle, "blocks": self._on_blocks}
+        self.handlers = Handlers(
+            calls={name: self._watched_call(handler) for name, handler in calls.items()},
+            streams={name: self._watched_stream(handler) for name, handler in streams.items()},
+        )
+
+    # Gather
+
+    async def _on_join(self, sender: PeerId, request: bytes) -> bytes:
+        sealed = await self._context.heavy(lambda: open_join(self._context, request))
+        if sealed.peer != sender:
+            raise RemoteProtocolError(sender, f"it came with the join of {sealed.peer.short}")
+        round_id = RoundId(self._context.rules.run, sealed.join.epoch, sealed.join.round_index)
+        commit = self._rounds.newest_commit(round_id)
+        if commit:
+            return pb.JoinReply(commit=commit.to_message()).SerializeToString()
+        self._rounds.check_turn(sender, round_id)
+        plan = await self._rounds.gathering(round_id).answer(sealed)
+        if plan.index_of(sender) is None:
+            raise RemoteRefusal(sender, "group-full", "the group was formed without you")
+        message = pb.JoinReply()
+        message.plan.ParseFromString(plan.encode())
+        return message.SerializeToString()
+
+    async def _on_closing(self, sender: PeerId, request: bytes) -> bytes:
+        message = parse(pb.Closing, request, sender)
+        round_id = RoundId(self._context.rules.run, Epoch(message.epoch), message.round_index)
+        commit = self._rounds.newest_commit(round_id)
+        if commit:
+            return pb.JoinReply(commit=commit.to_message()).SerializeToString()
+        self._rounds.check_turn(sender, round_id)
+        self._rounds.gathering(round_id).closing_heard(sender)
+        return pb.JoinReply().SerializeToString()
+
+    # Exchange
+
+    async def _on_exchange(self, stream: Stream) -> None:
+        digest = await self._plan_digest(stream)
+        exchange: Exchange | None = await self._rounds.exchanges.get(digest, self._context.rules.stall_timeout_s)
+        if exchange is None:
+            raise RemoteRefusal(stream.peer, "unknown-plan", "this member knows nothing of that plan")
+        await exchange.serve(stream)
+
+    async def _on_blocks(self, stream: Stream) -> None:
+        await serve_blocks(self._context, stream, self._rounds.results)
+
+    # Settle
+
+    async def _on_settle(self, stream: Stream) -> None:
+        digest = await self._plan_digest(stream)
+        settling: Settling | None = self._rounds.settlings.peek(digest)
+        if settling is None:
+            for commit in self._rounds.commits.values():
+                if commit.first_plan_digest == digest:
+                    await stream.send(verdict_bytes(commit))
+                    return
+            settling = await self._rounds.settlings.get(digest, self._context.rules.stall_timeout_s)
+        if settling is None:
+            raise RemoteRefusal(stream.peer, "unknown-plan", "this member knows nothing of that plan")
+        await settling.serve(stream)
+
+    async def _plan_digest(self, stream: Stream) -> bytes:
+        try:
+            async with asyncio.timeout(self._context.rules.stall_timeout_s):
+                first = await stream.receive()
+        except TimeoutError as error:
+            raise RemoteTimeout(stream.peer, "it opened a stream and said nothing") from error
+        return parse(pb.ExchangeHeader, bytes(first or b""), stream.peer).plan_digest
+
+    # Whoever breaks the protocol while it is served is blamed
+
+    def _watched_call(self, handler: CallHandler) -> CallHandler:
+        async def watched(sender: PeerId, request: bytes) -> bytes:
+            try:
+                return await handler(sender, request)
+            except RemoteProtocolError as error:
+                self._blame(sender, error.reason)  # whoever signed what was sent: it was sent by this member
+                raise
+
+        return watched
+
+    def _watched_stream(self, handler: StreamHandler) -> StreamHandler:
+        async def watched(stream: Stream) -> None:
+            try:
+                async with asyncio.timeout(self._context.rules.stream_timeout_s):
+                    await handler(stream)
+            except TimeoutError as error:
+                raise RemoteTimeout(stream.peer, "its stream outlived the round") from error
+            except RemoteProtocolError as error:
+                self._blame(stream.peer, error.reason)
+                raise
+
+        return watched
