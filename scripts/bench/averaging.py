@@ -9,12 +9,13 @@ compared with the exact fp64 weighted mean. CPU seconds include everything a pee
 
 The orchestrator speaks with its workers in JSON lines, orders on their standard input, events on their standard output:
 
-    {"op": "open", "rank", "peers", "elems", "seed", "codec", "weights", "directory", "timeout_s", "bootstrap"}
+    {"op": "open", "rank", "peers", "elems", "seed", "codec", "weights", "directory", "timeout_s", "bootstrap", "address",
+     "link_bytes_per_s", "block_elems"}
         -> {"event": "bootstrap", "value": {...}}        rank 0 only, as soon as the others can join; its value is their "bootstrap"
         -> {"event": "ready", "about": {...}}            versions and settings for the report
     {"op": "load", "round": k}                           -> {"event": "loaded"}
     {"op": "average", "round": k, "start_at_s": t}       -> {"event": "averaged", "finished_at_s": t, "contributors": n}
-    {"op": "check", "round": k}                          -> {"event": "checked", "max_abs_error": e, "digest": "hex"}
+    {"op": "check", "round": k}                          -> {"event": "checked", "max_abs_error": e, "digest": "hex", "notes": {}}
     {"op": "close"} or end of file                       -> {"event": "closed"}, and the worker ends
 
 `scripts.bench.worker` has the workers' side of it; a system adds `open`, `load`, `average`, `result` and `close` in its own module
@@ -138,7 +139,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
+def interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Signal handler: SIGTERM ends a benchmark as Ctrl-C does."""
     raise KeyboardInterrupt
 
 
@@ -150,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parse_arguments(arguments)
     console = Console(stderr=True, highlight=False)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     weights = data.sample_weights(options.peers)
     try:
         with tempfile.TemporaryDirectory(prefix="averaging-benchmark-") as name:

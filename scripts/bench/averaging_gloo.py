@@ -49,6 +49,10 @@ class Gloo:
         """The reduced buffer, shape (D,)."""
         return self._buffer_D.numpy()
 
+    def notes(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
     def close(self) -> None:
         """Leave the group."""
         if dist.is_initialized():

@@ -34,7 +34,7 @@ class Hivemind:
         """Start the DHT, then the averager; rank 0's addresses are what the others join by."""
         self._task = task
         initial_peers = task.bootstrap["initial_peers"] if task.bootstrap else []
-        self._dht = hivemind.DHT(initial_peers=initial_peers, host_maddrs=["/ip4/127.0.0.1/tcp/0"], start=True)
+        self._dht = hivemind.DHT(initial_peers=initial_peers, host_maddrs=[f"/ip4/{task.address}/tcp/0"], start=True)
         if task.rank == 0:
             publish({"initial_peers": [str(address) for address in self._dht.get_visible_maddrs()]})
         self._averager = DecentralizedAverager(
@@ -48,6 +48,7 @@ class Hivemind:
             min_matchmaking_time=MIN_MATCHMAKING_TIME_S,
             request_timeout=REQUEST_TIMEOUT_S,
             compression=CODECS[task.codec](),
+            bandwidth=task.link_bytes_per_s,
             allow_state_sharing=False,
         )
         return {
@@ -72,6 +73,10 @@ class Hivemind:
         with self._running().get_tensors() as tensors:
             result_D: NDArray[np.float32] = tensors[0].numpy().copy()
         return result_D
+
+    def notes(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
 
     def close(self) -> None:
         """Shut both processes and the daemon down."""

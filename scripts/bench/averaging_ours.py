@@ -41,7 +41,6 @@ from protocols.signing import Sealer
 from scripts.bench.worker import Publish, Task, serve
 
 RUN = RunId(b"\x17" * 32)
-BLOCK_ELEMS = 2**20
 DAY_S = 86400.0
 T = TypeVar("T")
 
@@ -110,7 +109,7 @@ class Ours:
         if task.rank == 0:
             publish({})
         self._run(self._open(task))
-        return {"grpcio": grpc.__version__, "block_elems": BLOCK_ELEMS, "tls": "mutual, 1.3"}
+        return {"grpcio": grpc.__version__, "block_elems": task.block_elems, "tls": "mutual, 1.3"}
 
     async def _open(self, task: Task) -> None:
         authority, key = SigningKey(10**6), SigningKey(1 + task.rank)
@@ -133,9 +132,9 @@ class Ours:
             authenticate=lambda pem: read_leaf(ders_from_pem(pem)[0], RUN, ca).peer,
             is_banned=lambda peer: False,
         )
-        transport = GrpcTransport(credentials, "127.0.0.1:0", "127.0.0.1")
+        transport = GrpcTransport(credentials, f"{task.address}:0", task.address)
         directory = Everyone(me, {})
-        rules = AveragingRules(RUN, BLOCK_ELEMS, codec_named(task.codec), 64, 10.0, 3.0, task.timeout_s)
+        rules = AveragingRules(RUN, task.block_elems, codec_named(task.codec), 64, 10.0, 3.0, task.timeout_s)
         pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="heavy")
         tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         notary = MemberNotary(Sealer(key, chain.to_bytes(), RUN), membership_checker(RUN, authority.public_key), SystemClock())
@@ -178,6 +177,10 @@ class Ours:
     def result(self) -> NDArray[np.float32]:
         """The averaged vector."""
         return self._averaged.vector_D.numpy()
+
+    def notes(self) -> dict[str, Any]:
+        """Nothing yet."""
+        return {}
 
     def close(self) -> None:
         """Stop serving and end the loop."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench import processes
+from scripts.bench.netns import Host
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OPEN_TIMEOUT_S = 90.0
@@ -40,6 +41,8 @@ class Setup:
         weights: one a peer.
         directory: scratch directory of the whole benchmark.
         timeout_s: deadline of a round, seconds.
+        hosts: where each peer runs; empty for all on loopback.
+        block_elems: elements of a block, for systems that have blocks.
     """
 
     peers: int
@@ -49,6 +52,12 @@ class Setup:
     weights: Sequence[float]
     directory: Path
     timeout_s: float
+    hosts: tuple[Host, ...] = ()
+    block_elems: int = 2**20
+
+    def host(self, rank: int) -> Host:
+        """Where one peer runs."""
+        return self.hosts[rank] if self.hosts else Host("127.0.0.1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +69,25 @@ class RoundFigures:
         cpu_s: CPU seconds of all its processes, children included.
         max_abs_error: worst over the peers, against the exact fp64 weighted mean.
         equal: whether all peers hold the same bytes.
+        notes: what each peer says about the round besides.
     """
 
     seconds: float
     cpu_s: float
     max_abs_error: float
     equal: bool
+    notes: tuple[dict[str, Any], ...] = ()
 
 
 class Worker:
     """One worker process and the two pipes to it. Its session holds everything it starts."""
 
-    def __init__(self, module: str, rank: int, log: Path, settings: Sequence[str]) -> None:
+    def __init__(self, module: str, rank: int, log: Path, prefix: Sequence[str]) -> None:
         self.name = f"{module.rpartition('.')[2]}[{rank}]"
         self._log = log
         with log.open("wb") as sink:
             self._process = subprocess.Popen(
-                ["env", *settings, sys.executable, "-m", module],
+                [*prefix, sys.executable, "-m", module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=sink,
@@ -161,10 +172,11 @@ class Fleet:
         directory.mkdir()
         bootstrap: dict[str, Any] | None = None
         for rank in range(self.setup.peers):
+            setup, host = self.setup, self.setup.host(rank)
             # gloo picks an interface by the host's name otherwise, which need not resolve.
-            worker = Worker(f"scripts.bench.averaging_{self.system}", rank, directory / f"{rank}.log", ["GLOO_SOCKET_IFNAME=lo"])
+            prefix = [*host.prefix, "env", "GLOO_SOCKET_IFNAME=lo"]
+            worker = Worker(f"scripts.bench.averaging_{self.system}", rank, directory / f"{rank}.log", prefix)
             self._workers.append(worker)
-            setup = self.setup
             worker.send(
                 "open",
                 rank=rank,
@@ -176,6 +188,9 @@ class Fleet:
                 directory=str(directory),
                 timeout_s=setup.timeout_s,
                 bootstrap=bootstrap,
+                address=host.address,
+                link_bytes_per_s=host.link_bytes_per_s,
+                block_elems=setup.block_elems,
             )
             if rank == 0:
                 bootstrap = worker.expect("bootstrap", OPEN_TIMEOUT_S)["value"]
@@ -202,6 +217,7 @@ class Fleet:
             cpu_s=cpu_s,
             max_abs_error=max(reply["max_abs_error"] for reply in checked),
             equal=len({reply["digest"] for reply in checked}) == 1,
+            notes=tuple(reply["notes"] for reply in checked),
         )
 
     def close(self) -> None:

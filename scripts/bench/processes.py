@@ -42,15 +42,16 @@ def cpu_s(sessions: set[int]) -> float:
 
 def socket_files(sessions: set[int]) -> list[Path]:
     """Files of the Unix sockets that processes in the given sessions listen on."""
-    inodes = set()
+    inodes, rows = set(), []
     for pid in members(sessions):
         with suppress(OSError):
+            # Of the process's own network namespace, which need not be ours.
+            rows += [line.split() for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]]
             for descriptor in Path(f"/proc/{pid}/fd").iterdir():
                 with suppress(OSError):
                     inodes.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
-    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
     # Columns: address, reference count, protocol, flags, type, state, inode, path (abstract names start with "@").
-    return [Path(row[7]) for row in rows if len(row) == 8 and row[6] in inodes and row[7].startswith("/")]
+    return sorted({Path(row[7]) for row in rows if len(row) == 8 and row[6] in inodes and row[7].startswith("/")})
 
 
 def end(sessions: set[int], *, grace_s: float) -> None:

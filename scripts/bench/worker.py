@@ -44,6 +44,9 @@ class Task:
         directory: a directory all workers of this system share, for files of theirs.
         timeout_s: how long a round may take, seconds.
         bootstrap: what rank 0 published for the others; None for rank 0 itself.
+        address: IPv4 address of the host it runs on.
+        link_bytes_per_s: what that host's link carries each way, for systems whose users have to say so; None if it is not limited.
+        block_elems: elements of a block, for systems that have blocks.
     """
 
     rank: int
@@ -55,6 +58,9 @@ class Task:
     directory: Path
     timeout_s: float
     bootstrap: dict[str, Any] | None
+    address: str
+    link_bytes_per_s: float | None
+    block_elems: int
 
     @property
     def weight(self) -> float:
@@ -86,6 +92,9 @@ class System(Protocol):
 
     def result(self) -> NDArray[np.float32]:
         """The result of the round, shape (D,). Not timed."""
+
+    def notes(self) -> dict[str, Any]:
+        """What else this peer has to say about the round, for the report."""
 
     def close(self) -> None:
         """End everything this peer has started."""
@@ -150,4 +159,4 @@ def _obey(system: System, task: Task, own_D: NDArray[np.float32], order: dict[st
         result_D = np.ascontiguousarray(system.result())
         error = data.max_abs_error(task.directory.parent / EXPECTED_FILE, result_D, number)
         digest = hashlib.blake2b(result_D.view(np.uint8).data, digest_size=16).hexdigest()
-        lines.send("checked", max_abs_error=error, digest=digest)
+        lines.send("checked", max_abs_error=error, digest=digest, notes=system.notes())
