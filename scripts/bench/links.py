@@ -34,7 +34,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from protocols.partition import reducer_shares
+from protocols.partition import least_time_s
 from scripts.bench import data
 from scripts.bench.averaging import ELEMS_PER_MIB, OURS, SEED, Figures, interrupt, measure
 from scripts.bench.fleet import BenchmarkError, RoundFigures, Setup
@@ -44,18 +44,6 @@ from scripts.bench.tcp_probe import link_rates
 HIVEMIND = "hivemind"
 PROBE_S = 1.5
 BYTES_PER_ELEM = 4
-
-
-def bound_s(vector_bytes: int, links_bytes_per_s: Sequence[int]) -> float:
-    """Least time of a round, seconds (the bound in this module's docstring).
-
-    Args:
-        vector_bytes: S, encoded size of one member's vector.
-        links_bytes_per_s: speed of each member's link in each direction.
-    """
-    n = len(links_bytes_per_s)
-    shares = reducer_shares(links_bytes_per_s)
-    return float(max(vector_bytes * (1 + (n - 2) * share) / link for share, link in zip(shares, links_bytes_per_s, strict=True)))
 
 
 def report(figures: Figures, warm_up: int, bound: float) -> dict[str, Any]:
@@ -146,7 +134,7 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         tcp_shares = [round(rate / (host.link_bytes_per_s or rate), 4) for rate, host in zip(rates, hosts, strict=True)]
         console.print(f"plain TCP carries {', '.join(f'{share:.3f}' for share in tcp_shares)} of the links' rates")
         figures, about = measure(systems, _setup(options, directory, hosts), options.warm_up + options.rounds, console)
-    bound = bound_s(options.mib * 2**20, [round(mbit * 1e6 / 8) for mbit in options.mbit])
+    bound = least_time_s(options.mib * 2**20, [round(mbit * 1e6 / 8) for mbit in options.mbit])
     title = f"One averaging round of {options.mib} MiB a peer, links of {', '.join(f'{mbit:g}' for mbit in options.mbit)} Mbit/s"
     console.print(table(figures, options.warm_up, bound, title))
     congestion = options.congestion or Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
