@@ -157,17 +157,20 @@ class Placement:
         dialable: members that can be dialled.
         undialable: members that nobody can dial.
         max_group: most members of a group.
+        grid: another one than `grid_for` chooses, to compare with it.
 
     Raises:
         ValueError: a member is both, or `max_group` is too small.
     """
 
-    def __init__(self, coin: bytes, dialable: frozenset[PeerId], undialable: frozenset[PeerId], max_group: int) -> None:
+    def __init__(
+        self, coin: bytes, dialable: frozenset[PeerId], undialable: frozenset[PeerId], max_group: int, grid: Grid | None = None
+    ) -> None:
         if dialable & undialable:
             raise ValueError("a member cannot be dialable and undialable at once")
         self._coin = coin
         self._undialable = undialable
-        self.grid = grid = grid_for(len(dialable), len(undialable), max_group)
+        self.grid = grid = grid or grid_for(len(dialable), len(undialable), max_group)
         ranked = sorted((blake3(_PLACE_DOMAIN + coin + peer.public_key).digest(), peer) for peer in dialable | undialable)
         reachable = [item for item in ranked if item[1] not in undialable]
         clients = [item for item in ranked if item[1] in undialable] if undialable else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 from blake3 import blake3
@@ -33,12 +34,21 @@ def everybody(dialable: int, undialable: int = 0) -> list[PeerId]:
     return PEERS[:dialable] + CLIENTS[:undialable]
 
 
+def groups_of(placement: Placement, peers: Iterable[PeerId], round_index: int) -> list[tuple[PeerId, ...]]:
+    groups: list[tuple[PeerId, ...]] = []
+    seen: set[PeerId] = set()
+    for peer in peers:
+        if peer not in seen:
+            groups.append(placement.group(peer, round_index))
+            seen.update(groups[-1])
+    return groups
+
+
 def averaged(placement: Placement, values: dict[PeerId, float]) -> dict[PeerId, float]:
     """An epoch: each round's result is a mean weighted by what went into each distinct input, however many hold it."""
     holds = {peer: (value, 1.0, index) for index, (peer, value) in enumerate(values.items())}
     for round_index in range(placement.rounds):
-        groups = {placement.group(peer, round_index) for peer in values}
-        for number, group in enumerate(groups):
+        for number, group in enumerate(groups_of(placement, values, round_index)):
             inputs = {holds[peer] for peer in group}
             weight = sum(part for _, part, _ in inputs)
             mean = sum(value * part for value, part, _ in inputs) / weight
@@ -48,10 +58,9 @@ def averaged(placement: Placement, values: dict[PeerId, float]) -> dict[PeerId, 
 
 def check_groups(placement: Placement, peers: list[PeerId], largest: int) -> None:
     for round_index in range(placement.rounds):
-        groups = {placement.group(peer, round_index) for peer in peers}
-        assert sorted(peer for group in groups for peer in group) == sorted(peers)  # each in exactly one
+        groups = groups_of(placement, peers, round_index)
+        assert sum(map(len, groups)) == len(peers) == len({peer for group in groups for peer in group})  # each in exactly one
         assert max(map(len, groups)) <= largest
-        assert all(peer in placement.group(peer, round_index) for peer in peers)
 
 
 @pytest.mark.parametrize("max_group", [4, 8, 16])
