@@ -119,6 +119,8 @@ def test_groups_are_a_partition_in_which_somebody_can_be_dialled(dialable: int, 
     for peer in peers:
         for round_index in range(placement.rounds):
             group = placement.group(peer, round_index)
+            assert peer in group
+            assert placement.group(group[-1], round_index) == group
             assert group[0] in reachable
             assert [member in reachable for member in group] == sorted((member in reachable for member in group), reverse=True)
 
