@@ -1,6 +1,7 @@
 """The seams of this package: each has two implementations that pass one contract suite (`tests/contracts`).
 
-    Transport     peers.transport.simulated.SimulatedTransport    peers.transport.grpc_mtls.GrpcTransport
+    Transport     peers.transport.simulated.SimulatedTransport    peers.transport.direct.DirectTransport
+                                                                (and its half peers.transport.grpc_mtls.GrpcTransport)
     RecordStore   peers.store.memory.MemoryStore                  peers.store.hivemind_dht.HivemindStore
     Clock         peers.clock.SimulatedClock                      peers.clock.SystemClock
 
@@ -15,7 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from protocols.ids import PeerId, SwarmTime
+from protocols.ids import BytesLike, PeerId, SwarmTime
 
 MAX_CALL_BYTES = 4 * 2**20
 """Largest request or reply of a call; larger things are streamed."""
@@ -47,15 +48,16 @@ class Stream(Protocol):
     def peer(self) -> PeerId:
         """The authenticated other side."""
 
-    async def send(self, message: bytes) -> None:
-        """Queue one message; waits while the other side does not read.
+    async def send(self, *parts: BytesLike) -> None:
+        """Queue one message, the concatenation of its parts; waits while the other side does not read. Parts must not change meanwhile.
 
         Raises:
+            LocalProtocolError: the message is empty or too large, or follows `finish_sending`.
             RemoteTimeout: the stream is broken.
         """
 
-    async def receive(self) -> bytes | None:
-        """Next message, or None once the other side has finished sending.
+    async def receive(self) -> bytes | memoryview | None:
+        """Next message, or None once the other side has finished sending. It is valid until the next `receive`: copy what you keep.
 
         Raises:
             RemoteTimeout: the stream is broken.

@@ -56,17 +56,17 @@ class BlockBytes:
 HEARTBEAT = _HEADER.pack(FrameKind.HEARTBEAT, _RESERVED, 0, 0, 0, 0)
 
 
-def frame_at(item: BlockBytes, offset: int, chunk_bytes: int) -> bytes:
-    """The frame with the chunk of a block that begins at `offset`."""
+def frame_parts(item: BlockBytes, offset: int, chunk_bytes: int) -> tuple[bytes, memoryview]:
+    """Header and chunk, which are one frame together, of the chunk of a block that begins at `offset`. The chunk is not copied."""
     view = memoryview(item.data).cast("B")
     header = _HEADER.pack(item.kind, _RESERVED, item.block, offset, len(view), item.contributors)
-    return b"".join((header, view[offset : offset + chunk_bytes]))
+    return header, view[offset : offset + chunk_bytes]
 
 
 def frames_of(item: BlockBytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
     """Cut one block into frames; an empty block is one frame with no chunk."""
     for offset in range(0, max(memoryview(item.data).nbytes, 1), chunk_bytes):
-        yield frame_at(item, offset, chunk_bytes)
+        yield b"".join(frame_parts(item, offset, chunk_bytes))
 
 
 class FrameReader:
@@ -90,7 +90,7 @@ class FrameReader:
         """Every expected block has come."""
         return not self._waiting
 
-    def feed(self, frame: bytes | memoryview) -> BlockBytes | None:
+    def feed(self, frame: BytesLike) -> BlockBytes | None:
         """Take one message; returns a block when its last chunk came, None otherwise (also for heartbeats).
 
         Raises:

@@ -25,6 +25,9 @@ Attempt = NewType("Attempt", int)
 SwarmTime = NewType("SwarmTime", float)
 """Wall-clock seconds since the Unix epoch, as members compare it. Never mixed with monotonic time."""
 
+BytesLike = bytes | bytearray | memoryview
+"""Contiguous bytes."""
+
 PUBLIC_KEY_BYTES = 32
 _LIBP2P_ED25519_PREFIX = bytes([0x00, 0x24, 0x08, 0x01, 0x12, 0x20])  # identity multihash of {type: Ed25519, key: 32 bytes}
 

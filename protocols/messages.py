@@ -283,14 +283,16 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class BlocksRequest:
-    """A member wants these result blocks of the round that began with this plan."""
+    """A member wants these result blocks of that round."""
 
-    first_plan_digest: bytes
+    epoch: Epoch
     blocks: tuple[BlockIndex, ...]
+    round_index: int = 0
 
     def encode(self) -> bytes:
         """Wire bytes."""
-        return pb.BlocksRequest(first_plan_digest=self.first_plan_digest, blocks=self.blocks).SerializeToString(deterministic=True)
+        message = pb.BlocksRequest(epoch=self.epoch, blocks=self.blocks, round_index=self.round_index)
+        return message.SerializeToString(deterministic=True)
 
     @classmethod
     def decode(cls, data: bytes, sender: PeerId) -> BlocksRequest:
@@ -298,8 +300,7 @@ class BlocksRequest:
         m = parse(pb.BlocksRequest, data, sender)
         once = len(m.blocks) <= MAX_BLOCKS and len(set(m.blocks)) == len(m.blocks)
         require(once, sender, "too many blocks, or one twice, in its request")
-        require(len(m.first_plan_digest) == HASH_BYTES, sender, "a request for blocks whose plan digest is not 32 bytes")
-        return cls(m.first_plan_digest, tuple(BlockIndex(b) for b in m.blocks))
+        return cls(Epoch(m.epoch), tuple(BlockIndex(b) for b in m.blocks), m.round_index)
 
 
 def content_hash(data: Any) -> bytes:

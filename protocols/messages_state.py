@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 
 from protocols.errors import LocalProtocolError, RemoteProtocolError
-from protocols.ids import PeerId
+from protocols.ids import BytesLike, PeerId
 from protocols.manifest import HASH_BYTES, MAX_PIECE_BYTES
 
 MANIFEST_CALL = "state.manifest"
@@ -48,7 +48,7 @@ class ManifestRequest:
         return bytes([_VERSION]) + self.state_hash
 
     @classmethod
-    def decode(cls, data: bytes, peer: PeerId | None) -> ManifestRequest:
+    def decode(cls, data: BytesLike, peer: PeerId | None) -> ManifestRequest:
         """Read the wire form.
 
         Raises:
@@ -56,7 +56,7 @@ class ManifestRequest:
         """
         if len(data) not in (1, 1 + HASH_BYTES) or data[0] != _VERSION:
             raise RemoteProtocolError(peer, "malformed request for a manifest")
-        return cls(data[1:])
+        return cls(bytes(data[1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class PiecesRequest:
         return _PIECES_HEADER.pack(_VERSION, self.state_hash, len(self.pieces)) + struct.pack(f"<{len(self.pieces)}I", *self.pieces)
 
     @classmethod
-    def decode(cls, data: bytes, peer: PeerId | None) -> PiecesRequest:
+    def decode(cls, data: BytesLike, peer: PeerId | None) -> PiecesRequest:
         """Read the wire form.
 
         Raises:
@@ -115,7 +115,7 @@ class PieceChunk:
         return b"".join((_CHUNK_HEADER.pack(self.piece, self.offset_bytes), self.data))
 
     @classmethod
-    def decode(cls, data: bytes, peer: PeerId | None) -> PieceChunk:
+    def decode(cls, data: BytesLike, peer: PeerId | None) -> PieceChunk:
         """Read the wire form.
 
         Raises:

@@ -37,6 +37,7 @@ class PeerConfig(BaseModel):
     Args:
         state_dir: where identity, run file, checkpoints and status live; created when missing.
         listen: "host:port" of the gRPC server; port 0 takes any free one.
+        data_port: where blocks come in, on the same host; 0 takes any free port. Over gRPC, slower, if others cannot reach it.
         announce: host name or address that others dial; found out from the machine's addresses when None.
         libp2p_listen: multiaddr of the libp2p daemon, TCP only.
         device: "auto" takes CUDA where there is one.
@@ -55,6 +56,7 @@ class PeerConfig(BaseModel):
 
     state_dir: Path = DEFAULT_STATE_DIR
     listen: str = "0.0.0.0:0"
+    data_port: Annotated[int, Field(ge=0, le=65535)] = 0
     announce: str | None = None
     libp2p_listen: str = "/ip4/0.0.0.0/tcp/0"
     device: Device = "auto"

@@ -13,6 +13,7 @@ PREFIX = "SWARM_"
 VARIABLES: Mapping[str, str] = {
     "SWARM_STATE_DIR": "state_dir",
     "SWARM_LISTEN": "listen",
+    "SWARM_DATA_PORT": "data_port",
     "SWARM_ANNOUNCE": "announce",
     "SWARM_LIBP2P_LISTEN": "libp2p_listen",
     "SWARM_DEVICE": "device",

@@ -32,7 +32,7 @@ from peers.memory import keep_freed_memory
 from peers.node import Node, NodeSettings
 from peers.store.hivemind_dht import HivemindStore
 from peers.training_peer import PeerStopped
-from peers.transport.grpc_mtls import GrpcTransport
+from peers.transport.direct import DirectTransport
 from peers.twin import refuse_twin
 from protocols.codecs import codec_named
 from protocols.errors import NetworkSetupError, StateDirError
@@ -180,7 +180,7 @@ class NetworkThread:
         store = await HivemindStore.create(libp2p, papers.initial_peers, validator, clock, client_mode=client)
         try:
             host = self._config.announce or own_host(self._config.listen)
-            transport = GrpcTransport(credentials.tls(clock, lambda peer: False), self._config.listen, host)
+            transport = DirectTransport(credentials.tls(clock, lambda peer: False), self._config.listen, host, self._config.data_port)
             reader = RecordReader(signed.run_id, signed.authority_key)
             try:
                 await refuse_twin(self._identity.peer, signed.run_id, reader, store, transport, clock)

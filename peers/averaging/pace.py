@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from peers.interfaces import Stream
-from protocols.frames import CHUNK_BYTES, BlockBytes, frame_at
+from protocols.frames import CHUNK_BYTES, BlockBytes, frame_parts
 
 MIN_CHUNK_BYTES = 2**16
 _QUICK = 1 / 16
@@ -36,7 +36,7 @@ class Pace:
         total, offset = memoryview(item.data).nbytes, 0
         while True:
             began_s, chunk_bytes = loop.time(), self.chunk_bytes
-            await stream.send(frame_at(item, offset, chunk_bytes))
+            await stream.send(*frame_parts(item, offset, chunk_bytes))
             took_s = loop.time() - began_s
             offset += chunk_bytes
             if took_s < self._heartbeat_s * _QUICK:

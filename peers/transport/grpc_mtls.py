@@ -43,12 +43,14 @@ class GrpcTransport:
         credentials: our certificate and whom we trust.
         listen: "host:port" to serve on; port 0 takes any.
         announce_host: host name or address under which others reach us.
+        uncounted: calls that are not payload, so not traffic.
     """
 
-    def __init__(self, credentials: TlsCredentials, listen: str, announce_host: str) -> None:
+    def __init__(self, credentials: TlsCredentials, listen: str, announce_host: str, uncounted: frozenset[str] = frozenset()) -> None:
         self._credentials = credentials
         self._listen = listen
         self._announce_host = announce_host
+        self._uncounted = uncounted
         self._traffic = Traffic()
         self._channels = GrpcChannels(credentials)
         self._rpcs: dict[Any, None] = {}
@@ -61,7 +63,7 @@ class GrpcTransport:
     @asynccontextmanager
     async def serve(self, handlers: Handlers) -> AsyncIterator[str]:
         """See `Transport.serve`. Leaving it cancels the handlers and takes at most a second."""
-        router = Router(handlers, self._credentials, self._traffic)
+        router = Router(handlers, self._credentials, self._traffic, self._uncounted)
         server = grpc.aio.server(handlers=(router,), options=SERVER_OPTIONS)
         port = self._bind(server)
         await server.start()
@@ -81,7 +83,8 @@ class GrpcTransport:
         """See `Transport.call`."""
         check_call_size(request, "request")
         async with self._channels.channel(to) as channel:
-            self._traffic.sent_bytes += len(request)
+            if method not in self._uncounted:
+                self._traffic.sent_bytes += len(request)
             rpc = channel.unary_unary(SERVICE_PATH + method, None, None)(request, timeout=timeout_s, wait_for_ready=False)
             self._rpcs[rpc] = None
             try:
@@ -94,7 +97,8 @@ class GrpcTransport:
                 raise RemoteTimeout(to.peer, f"the call {method!r} was dropped at this end") from None
             finally:
                 self._rpcs.pop(rpc, None)
-        self._traffic.received_bytes += len(reply)
+        if method not in self._uncounted:
+            self._traffic.received_bytes += len(reply)
         return reply
 
     @asynccontextmanager

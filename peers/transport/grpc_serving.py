@@ -31,12 +31,14 @@ class Router(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in th
         handlers: ours.
         credentials: say whose certificate it is, and who is banned.
         traffic: totals of this transport.
+        uncounted: calls that are not traffic.
     """
 
-    def __init__(self, handlers: Handlers, credentials: TlsCredentials, traffic: Traffic) -> None:
+    def __init__(self, handlers: Handlers, credentials: TlsCredentials, traffic: Traffic, uncounted: frozenset[str]) -> None:
         self._handlers = handlers
         self._credentials = credentials
         self._traffic = traffic
+        self._uncounted = uncounted
         self._identities: dict[bytes, PeerId] = {}
         self._tasks: dict[asyncio.Task[Any], None] = {}
 
@@ -67,6 +69,8 @@ class Router(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in th
         return None
 
     def _call_method(self, method: str, handler: CallHandler) -> grpc.RpcMethodHandler[Any, Any]:
+        traffic = Traffic() if method in self._uncounted else self._traffic
+
         async def serve(request: bytes, context: ServedContext) -> bytes:
             async def checked_reply(caller: PeerId) -> bytes:
                 reply = await handler(caller, request)
@@ -77,13 +81,13 @@ class Router(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in th
                 caller = self._identify(context)
                 if isinstance(caller, Refusal):
                     await refuse(context, caller)
-                self._traffic.received_bytes += len(request)
+                traffic.received_bytes += len(request)
                 outcome = await run_handler(checked_reply(caller), method, caller)
                 if isinstance(outcome, Refusal):
                     await refuse(context, outcome)
                 if not isinstance(outcome, Answered):
                     await context.abort(grpc.StatusCode.CANCELLED)
-                self._traffic.sent_bytes += len(outcome.reply)
+                traffic.sent_bytes += len(outcome.reply)
                 return outcome.reply
 
         return grpc.unary_unary_rpc_method_handler(serve)

@@ -20,9 +20,9 @@ import grpc.aio
 from peers.interfaces import MAX_MESSAGE_BYTES, Traffic
 from peers.transport.grpc_errors import as_remote_error, being_cancelled
 from peers.transport.handling import BANNED
-from peers.transport.limits import check_message_size
+from peers.transport.limits import check_message_size, joined
 from protocols.errors import LocalProtocolError, RemoteError, RemoteProtocolError, RemoteRefusal, RemoteTimeout
-from protocols.ids import PeerId
+from protocols.ids import BytesLike, PeerId
 
 _FINISHED = b""
 _INVENTED_DETAILS = "Internal error from Core"
@@ -80,9 +80,10 @@ class GrpcStream(ABC):
             if not isinstance(arrived, bytes):
                 return
 
-    async def send(self, message: bytes) -> None:
+    async def send(self, *parts: BytesLike) -> None:
         """See `Stream.send`."""
-        check_message_size(message)
+        check_message_size(parts)
+        message = joined(parts)
         async with self._sending:
             if self._failure is not None:
                 raise self._failure

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from peers.interfaces import MAX_CALL_BYTES, MAX_MESSAGE_BYTES
 from protocols.errors import LocalProtocolError
+from protocols.ids import BytesLike
 
 
 def check_call_size(payload: bytes, what: str) -> None:
@@ -16,13 +19,24 @@ def check_call_size(payload: bytes, what: str) -> None:
         raise LocalProtocolError(f"a {what} of {len(payload)} bytes is above the limit of {MAX_CALL_BYTES}; stream it instead")
 
 
-def check_message_size(message: bytes) -> None:
+def check_message_size(parts: Sequence[BytesLike]) -> int:
     """Refuse to send a stream message that is empty (on the wire that means "no more") or above `MAX_MESSAGE_BYTES`.
+
+    Returns:
+        Its size in bytes, all parts together.
 
     Raises:
         LocalProtocolError: it is empty or too large.
     """
-    if not message:
+    size_bytes = sum(memoryview(part).nbytes for part in parts)
+    if not size_bytes:
         raise LocalProtocolError("a stream message has at least one byte")
-    if len(message) > MAX_MESSAGE_BYTES:
-        raise LocalProtocolError(f"a stream message of {len(message)} bytes is above the limit of {MAX_MESSAGE_BYTES}")
+    if size_bytes > MAX_MESSAGE_BYTES:
+        raise LocalProtocolError(f"a stream message of {size_bytes} bytes is above the limit of {MAX_MESSAGE_BYTES}")
+    return size_bytes
+
+
+def joined(parts: Sequence[BytesLike]) -> bytes:
+    """One message as `bytes`; copies nothing where it is that already."""
+    only = parts[0] if len(parts) == 1 else None
+    return only if isinstance(only, bytes) else b"".join(parts)

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from peers.interfaces import Traffic
 from peers.transport.handling import Refusal
-from peers.transport.limits import check_message_size
+from peers.transport.limits import check_message_size, joined
 from peers.transport.simulated_network import Host, Lane, SimulatedNetwork
 from protocols.errors import LocalProtocolError, RemoteError, RemoteTimeout
-from protocols.ids import PeerId
+from protocols.ids import BytesLike, PeerId
 
 WINDOW_BYTES = 4 * 2**20
 """A sender waits while more than this is on its way or unread at the other end. Credit for what was read comes back at once."""
@@ -53,11 +53,10 @@ class SimulatedStream:
         """The authenticated other side."""
         return self._far_host.peer
 
-    async def send(self, message: bytes) -> None:
+    async def send(self, *parts: BytesLike) -> None:
         """See `Stream.send`."""
-        if not isinstance(message, bytes):
-            raise TypeError(f"a message is bytes, not {type(message).__name__}")
-        check_message_size(message)
+        check_message_size(parts)
+        message = joined(parts)
         async with self._sending:
             self._check_can_send()
             try:

@@ -29,7 +29,7 @@ from peers.clock import SystemClock
 from peers.interfaces import Endpoint
 from peers.memory import keep_freed_memory
 from peers.notary import MemberNotary
-from peers.transport.grpc_mtls import GrpcTransport
+from peers.transport.direct import DirectTransport
 from peers.transport.tls import TlsCredentials
 from protocols.certificate import MemberKey, binding_statement, membership_checker, read_leaf
 from protocols.certificate_chain import CertificateChain, ders_from_pem, pem_from_der
@@ -132,7 +132,7 @@ class Ours:
             authenticate=lambda pem: read_leaf(ders_from_pem(pem)[0], RUN, ca).peer,
             is_banned=lambda peer: False,
         )
-        transport = GrpcTransport(credentials, f"{task.address}:0", task.address)
+        transport = DirectTransport(credentials, f"{task.address}:0", task.address)
         directory = Everyone(me, {})
         rules = AveragingRules(RUN, task.block_elems, codec_named(task.codec), 64, 10.0, 3.0, task.timeout_s)
         pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="heavy")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from peers.interfaces import CallHandler, Endpoint, Handlers, Stream, StreamHandler, Traffic, Transport
 from protocols.errors import RemoteError
-from protocols.ids import PeerId
+from protocols.ids import BytesLike, PeerId
 
 
 def _as_it_is(_method: str, message: bytes) -> bytes:
@@ -50,14 +50,14 @@ class _TamperedStream:
     def peer(self) -> PeerId:
         return self._inner.peer
 
-    async def send(self, message: bytes) -> None:
-        for changed in self._change(message):
+    async def send(self, *parts: BytesLike) -> None:
+        for changed in self._change(b"".join(parts)):
             await self._inner.send(changed)
             if self._copy:
                 with suppress(RemoteError):
                     await self._copy.send(changed)
 
-    async def receive(self) -> bytes | None:
+    async def receive(self) -> bytes | memoryview | None:
         return await self._inner.receive()
 
     async def finish_sending(self) -> None:

@@ -13,6 +13,7 @@ import uvloop
 
 from peers.interfaces import Endpoint, Handlers, Stream, Transport
 from peers.simulation import run_simulated
+from peers.transport.direct import DirectTransport
 from peers.transport.grpc_mtls import GrpcTransport
 from peers.transport.simulated import LinkSpec, SimulatedNetwork, SimulatedTransport
 from protocols.ids import PeerId
@@ -94,18 +95,21 @@ class _SimulatedWorld:
         return self.nodes[-1]
 
 
-class _GrpcWorld:
-    def __init__(self) -> None:
+class _RealWorld:
+    """Peers on 127.0.0.1."""
+
+    def __init__(self, make: type[GrpcTransport] | type[DirectTransport]) -> None:
+        self.make = make
         self.authority = RunAuthority()
         self.nodes: list[Node] = []
 
     def node(self) -> Node:
         member = self.authority.certify()
-        self.nodes.append(Node(member.peer, GrpcTransport(member.credentials, "127.0.0.1:0", "127.0.0.1"), member.leaf_pem))
+        self.nodes.append(Node(member.peer, self.make(member.credentials, "127.0.0.1:0", "127.0.0.1"), member.leaf_pem))
         return self.nodes[-1]
 
 
-async def _play(scenario: Scenario, world: _SimulatedWorld | _GrpcWorld) -> None:
+async def _play(scenario: Scenario, world: _SimulatedWorld | _RealWorld) -> None:
     async with AsyncExitStack() as stack:
 
         async def close_all() -> None:
@@ -121,7 +125,11 @@ def play_simulated(scenario: Scenario) -> None:
 
 
 def play_grpc(scenario: Scenario) -> None:
-    uvloop.run(_play(scenario, _GrpcWorld()))
+    uvloop.run(_play(scenario, _RealWorld(GrpcTransport)))
 
 
-PLAYERS: dict[str, Callable[[Scenario], None]] = {"simulated": play_simulated, "grpc": play_grpc}
+def play_direct(scenario: Scenario) -> None:
+    uvloop.run(_play(scenario, _RealWorld(DirectTransport)))
+
+
+PLAYERS: dict[str, Callable[[Scenario], None]] = {"simulated": play_simulated, "grpc": play_grpc, "direct": play_direct}

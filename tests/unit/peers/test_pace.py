@@ -9,7 +9,7 @@ import pytest
 from peers.averaging.pace import MIN_CHUNK_BYTES, Pace
 from peers.simulation import run_simulated
 from protocols.frames import CHUNK_BYTES, BlockBytes, FrameKind, FrameReader
-from protocols.ids import BlockIndex, PeerId
+from protocols.ids import BlockIndex, BytesLike, PeerId
 
 PEER = PeerId(b"p" * 32)
 HEARTBEAT_S = 0.75
@@ -23,7 +23,8 @@ class Link:
         self.frames: list[bytes] = []
         self._bytes_per_s = bytes_per_s
 
-    async def send(self, message: bytes) -> None:
+    async def send(self, *parts: BytesLike) -> None:
+        message = b"".join(parts)
         loop = asyncio.get_running_loop()
         taken: asyncio.Future[None] = loop.create_future()
         loop.call_later(len(message) / self._bytes_per_s, taken.set_result, None)

@@ -42,7 +42,7 @@ class Arrivals:
         try:
             while (message := await stream.receive()) is not None:
                 self.times.append(loop_time())
-                self.messages.append(message)
+                self.messages.append(bytes(message))
             self.ended = "finished"
         except asyncio.CancelledError:
             self.ended = "cancelled"
