@@ -283,16 +283,14 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class BlocksRequest:
-    """A member wants these result blocks of that round."""
+    """A member wants these result blocks of the round that began with this plan."""
 
-    epoch: Epoch
+    first_plan_digest: bytes
     blocks: tuple[BlockIndex, ...]
-    round_index: int = 0
 
     def encode(self) -> bytes:
         """Wire bytes."""
-        message = pb.BlocksRequest(epoch=self.epoch, blocks=self.blocks, round_index=self.round_index)
-        return message.SerializeToString(deterministic=True)
+        return pb.BlocksRequest(first_plan_digest=self.first_plan_digest, blocks=self.blocks).SerializeToString(deterministic=True)
 
     @classmethod
     def decode(cls, data: bytes, sender: PeerId) -> BlocksRequest:
@@ -300,7 +298,8 @@ class BlocksRequest:
         m = parse(pb.BlocksRequest, data, sender)
         once = len(m.blocks) <= MAX_BLOCKS and len(set(m.blocks)) == len(m.blocks)
         require(once, sender, "too many blocks, or one twice, in its request")
-        return cls(Epoch(m.epoch), tuple(BlockIndex(b) for b in m.blocks), m.round_index)
+        require(len(m.first_plan_digest) == HASH_BYTES, sender, "a request for blocks whose plan digest is not 32 bytes")
+        return cls(m.first_plan_digest, tuple(BlockIndex(b) for b in m.blocks))
 
 
 def content_hash(data: Any) -> bytes:

@@ -48,12 +48,15 @@ class RosterChanged:
         live: they are waited for and count for the quorum. Others that join all the same, because they see another grid, are guests:
             they are taken in as long as there is room.
         undialable: those among them that nobody can dial: they join by themselves and never lead.
+        stand_ins: members of other groups that hold what somebody of this group would bring who is gone. They come when they are called,
+            and never lead.
         whole_swarm: the group is the whole swarm, so whoever calls belongs into it, even if we had not heard of it. Otherwise a caller
             from elsewhere sees another grid than we do, and has its own group to lead.
     """
 
     live: frozenset[PeerId]
     undialable: frozenset[PeerId] = frozenset()
+    stand_ins: frozenset[PeerId] = frozenset()
     whole_swarm: bool = True
 
 
@@ -86,6 +89,19 @@ class ClosingHeard:
 
 
 @dataclass(frozen=True, slots=True)
+class CallAnswered:
+    """A member that we called is there.
+
+    Args:
+        peer: who.
+        coming: it is still in an earlier round of the epoch, and comes when that is over.
+    """
+
+    peer: PeerId
+    coming: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LeaderGone:
     """The process of a member has surely ended: it neither leads nor takes part, and is not counted as alive."""
 
@@ -104,10 +120,16 @@ class LeaderUnwilling:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed."""
+    """Time has passed.
+
+    Args:
+        on_our_way: we are still in an earlier round of the epoch ourselves.
+    """
+
+    on_our_way: bool = False
 
 
-Event = RosterChanged | Ready | JoinArrived | JoinWithdrawn | ClosingHeard | LeaderGone | LeaderUnwilling | Tick
+Event = RosterChanged | Ready | JoinArrived | JoinWithdrawn | ClosingHeard | CallAnswered | LeaderGone | LeaderUnwilling | Tick
 
 
 # Actions
@@ -176,13 +198,18 @@ class RendezvousRules:
     """What bounds a rendezvous.
 
     Args:
-        join_timeout_s: how long a leader waits for the others after the first join.
+        join_timeout_s: how long a leader waits for members that answer its call and do not come, and members for a leader that has
+            nothing to average yet.
+        longest_wait_s: how long a leader waits for members that are still in an earlier round.
+        call_again_s: how often it calls them meanwhile: whoever does not answer is waited for no longer.
         max_group: most members in one group.
         failures: how often a round of this epoch has failed under a leader; whoever failed less often leads first, so that nobody can
             keep an epoch from closing by leading badly.
     """
 
     join_timeout_s: float
+    longest_wait_s: float
+    call_again_s: float
     max_group: int
     failures: Mapping[PeerId, int] = field(default_factory=dict)
 
@@ -203,6 +230,9 @@ class Rendezvous:
         self._own: SealedJoin | None = None
         self._leader: PeerId | None = None
         self._deadline_s: float | None = None
+        self._call_at_s = 0.0
+        self._coming: set[PeerId] = set()
+        self._not_ready_at_s: float | None = None
         self._closing = False
         self._done = False
 
@@ -220,7 +250,9 @@ class Rendezvous:
             return []
         self._note(event)
         actions = self._close_epoch() if isinstance(event, JoinArrived | ClosingHeard | Ready) else []
-        return actions + self._decide(now)
+        if self._own is None:
+            return actions + self._keep_waiting(now, isinstance(event, Tick) and event.on_our_way)
+        return actions + self._decide(self._own, now)
 
     def _note(self, event: Event) -> None:
         match event:
@@ -236,6 +268,8 @@ class Rendezvous:
             case ClosingHeard(leader):
                 self._callers.add(leader)
                 self._hear_from(leader)
+            case CallAnswered(peer, coming):
+                (self._coming.add if coming else self._coming.discard)(peer)
             case LeaderGone(leader):
                 self._turn_away(leader, self._silent)
             case LeaderUnwilling(leader):
@@ -246,7 +280,7 @@ class Rendezvous:
     @property
     def _live(self) -> frozenset[PeerId]:
         callers = self._callers if self._roster.whole_swarm else ()
-        return self._roster.live.union(callers) - {self._me}
+        return self._roster.live.union(self._roster.stand_ins, callers) - {self._me}
 
     def _hear_from(self, peer: PeerId) -> None:
         self._silent.discard(peer)
@@ -266,16 +300,28 @@ class Rendezvous:
     def _first(self, own: SealedJoin) -> PeerId:
         """Whose turn it is to lead, as far as we know."""
         worn_out = {peer for peer, times in self._asked.items() if times >= MAX_ASKS and peer != self._leader}
-        leaders = self._live - self._silent - self._unwilling - self._roster.undialable - set(self._joins) - worn_out
+        never = self._roster.undialable | self._roster.stand_ins
+        leaders = self._live - self._silent - self._unwilling - never - set(self._joins) - worn_out
         order = rendezvous_order(self._round_id, leaders | {self._me})
         if not own.join.bandwidth_bytes_per_s:  # whoever reduces nothing may be out of others' reach
             order = (*(peer for peer in order if peer != self._me), self._me)
         return min(order, key=lambda peer: self._rules.failures.get(peer, 0))
 
-    def _decide(self, now: float) -> list[Action]:
-        if self._own is None:
-            return []  # we can neither join nor lead without a contribution; who waits for us is kept
-        first = self._first(self._own)
+    def _keep_waiting(self, now: float, on_our_way: bool) -> list[Action]:
+        """We can neither join nor lead without a contribution. Who takes us for the leader is kept for a while, then sent on."""
+        if not self._joins:
+            self._not_ready_at_s = None
+            return []
+        if self._not_ready_at_s is None or (on_our_way and now >= self._not_ready_at_s):
+            self._not_ready_at_s = now + self._rules.join_timeout_s
+            return [WakeAt(self._not_ready_at_s)]
+        if now < self._not_ready_at_s:
+            return []
+        waiting, self._joins = sorted(self._joins), {}
+        return [Refuse(peer, "not-ready", "this member has nothing to average yet") for peer in waiting]
+
+    def _decide(self, own: SealedJoin, now: float) -> list[Action]:
+        first = self._first(own)
         if first == self._me:
             return self._lead(now)
         if first != self._leader:
@@ -285,17 +331,21 @@ class Rendezvous:
         return []
 
     def _lead(self, now: float) -> list[Action]:
-        actions: list[Action] = []
-        if self._leader != self._me:
-            self._leader = self._me
-            missing = rendezvous_order(self._round_id, self._waited_for() - self._roster.undialable)
-            actions += [Announce(missing)] if missing else []
-            if self._deadline_s is None:
-                self._deadline_s = now + self._rules.join_timeout_s
-                actions.append(WakeAt(self._deadline_s))
-        if self._waited_for() and self._deadline_s is not None and now < self._deadline_s:
-            return actions
-        return actions + self._form()
+        if self._deadline_s is None:
+            self._deadline_s = now + self._rules.join_timeout_s
+        missing = self._waited_for()
+        if not missing or now >= self._deadline_s + self._extra_s(missing):
+            return self._form()
+        if self._leader == self._me and now < self._call_at_s:
+            return []
+        self._leader = self._me
+        self._call_at_s = min(now + self._rules.call_again_s, self._deadline_s + self._extra_s(missing))
+        called = rendezvous_order(self._round_id, missing - self._roster.undialable)
+        return [*([Announce(called)] if called else []), WakeAt(self._call_at_s)]
+
+    def _extra_s(self, missing: frozenset[PeerId]) -> float:
+        """How long the deadline is put off for members that are still in an earlier round."""
+        return self._rules.longest_wait_s - self._rules.join_timeout_s if missing & self._coming else 0.0
 
     def _waited_for(self) -> frozenset[PeerId]:
         return self._live - self._silent - self._unwilling - set(self._joins)

@@ -10,21 +10,21 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from peers.averaging.attempts import average_by_plan
 from peers.averaging.context import MemberContext
-from peers.averaging.exchange import Exchange
 from peers.averaging.fetching import fetch_blocks
-from peers.averaging.gathering import LeftOut, NotFormed, TooLate
+from peers.averaging.gathering import Group, LeftOut, NotFormed
+from peers.averaging.plans import TooLate
 from peers.averaging.result import RoundResult
 from peers.averaging.rounds import Rounds
 from peers.averaging.serving import RoundServer
-from peers.averaging.settling import Settling
-from protocols.butterfly import accepted_weight, contributors_in
+from peers.averaging.standing_in import Carried, StandIns, stand_ins
+from protocols.butterfly import contributors_in
 from protocols.codecs.full import all_finite
 from protocols.errors import LocalProtocolError, RoundError
 from protocols.grid import Placement, epoch_coin, place
 from protocols.ids import BlockIndex, Epoch, PeerId, RoundId
-from protocols.messages import BlockTask, Commit, Join, Plan, input_hash
-from protocols.settlement import GiveUp
+from protocols.messages import Commit, Join, Plan, input_hash
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,8 @@ class Averager:
         self._observe = observe
         self._blamed: dict[PeerId, str] = {}
         self._rounds = Rounds(context, on_close, self._blame)
-        self.handlers = RoundServer(context, self._rounds, self._blame).handlers
+        self._stand_ins = StandIns(context, self._rounds, self._blame)
+        self.handlers = RoundServer(context, self._rounds, self._stand_ins, self._blame).handlers
 
     def held_epoch(self, epoch: Epoch) -> None:
         """The trainer holds this epoch's state: it takes part in closing it next."""
@@ -134,14 +135,22 @@ class Averager:
         """
         if join.weight > 0 and not await self._context.heavy(lambda: all_finite(own_D)):
             raise LocalProtocolError("our contribution holds a number that is NaN or infinite")
+        self._rounds.engaged = True
+        try:
+            return await self._all_rounds(join, own_D)
+        finally:
+            self._rounds.engaged = False
+            self._stand_ins.carry(None)
+
+    async def _all_rounds(self, join: Join, own_D: torch.Tensor) -> Averaged:
         placement = self._placement(join.epoch)
         first = done = await self._round(join, own_D, placement)
         members, missed = set(done.members), 0
         index = done.round_id.index + 1
         while index < placement.rounds:
-            carried = replace(join, round_index=index, weight=done.commit.weight, input_hash=done.input_hash)
+            next_join = replace(join, round_index=index, weight=done.commit.weight, input_hash=done.input_hash)
             try:
-                done = await self._round(carried, done.vector_D, placement)
+                done = await self._round(next_join, done.vector_D, placement)
                 members.update(done.members)
                 index = done.round_id.index + 1
             except RoundError as error:
@@ -170,12 +179,14 @@ class Averager:
         """Average with one group; whoever finds it closed already takes over its result."""
         round_id = RoundId(self._context.rules.run, join.epoch, join.round_index)
         self._rounds.go_to(round_id)
+        if round_id.index:
+            self._stand_ins.carry(Carried(join, own_D, placement))
         for tries_left in range(_TRIES, 0, -1):
             try:
                 started_s = asyncio.get_running_loop().time()
                 plan = await self._gather(round_id, join, own_D.numel(), placement)
                 planned_s = asyncio.get_running_loop().time()
-                plan, result, commit = await self._average(round_id, plan, own_D)
+                plan, result, commit = await self._average(plan, round_id, own_D)
                 break
             except TooLate as late:
                 return await self._collect(late, own_D.numel())
@@ -195,9 +206,11 @@ class Averager:
     async def _gather(self, round_id: RoundId, join: Join, size_elems: int, placement: Placement) -> Plan:
         """1. Who takes part."""
         started_s = asyncio.get_running_loop().time()
-        group, whole_swarm = frozenset(placement.group(self._context.me, round_id.index)), placement.rounds == 1
+        me, index = self._context.me, round_id.index
+        members = frozenset(placement.group(me, index))
+        group = Group(members, placement.rounds == 1, lambda missing: stand_ins(placement, me, index, missing))
         try:
-            plan = await self._rounds.gathering(round_id).form(join, size_elems, group, whole_swarm=whole_swarm)
+            plan = await self._rounds.gathering(round_id).form(join, size_elems, group)
         except NotFormed as error:
             self._rounds.note_failure(round_id, error.leader)
             raise
@@ -206,64 +219,16 @@ class Averager:
             with suppress(TimeoutError):  # others wait for our exchange: better one unknown reducer than a late member
                 async with asyncio.timeout(self._context.rules.stall_timeout_s / 2):
                     await self._context.directory.refresh()
-        self._rounds.gather_deadline.observe(asyncio.get_running_loop().time() - started_s)
+        self._rounds.observe_gathering(round_id, asyncio.get_running_loop().time() - started_s)
         return plan
 
-    async def _average(self, round_id: RoundId, plan: Plan, own_D: torch.Tensor) -> tuple[Plan, RoundResult, Commit]:
-        """2. Exchange blocks; 3. settle; again for what is missing, until everybody who is left holds the same.
-
-        Returns:
-            The last attempt's plan, what we hold, and what was agreed.
-        """
-        result = RoundResult(self._context.blocks_of(own_D.numel()))
-        self._rounds.results[round_id] = result
-        first_digest = plan.digest
+    async def _average(self, plan: Plan, round_id: RoundId, own_D: torch.Tensor) -> tuple[Plan, RoundResult, Commit]:
+        """2. Exchange blocks; 3. settle; again for what is missing."""
         try:
-            while True:
-                verdict = await self._attempt(plan, first_digest, own_D, result)
-                match verdict:
-                    case Commit():
-                        if tuple(result.hashes) != verdict.block_hashes:
-                            raise RoundError("the group committed to blocks that we do not hold")
-                        own_weight = accepted_weight(plan, result.masks)  # the leader's is a claim
-                        return plan, result, replace(verdict, weight=own_weight)
-                    case GiveUp(reason):
-                        raise RoundError(reason)
-                    case Plan():
-                        plan = verdict
-                        repaired = len(plan.reduce) + len(plan.fetch)
-                        log.info("epoch %d: attempt %d repairs %d blocks", plan.epoch, plan.attempt, repaired)
+            return await average_by_plan(self._context, self._rounds, plan, own_D, self._blame)
         except RoundError:
             self._rounds.note_failure(round_id, plan.members[0].peer)
-            self._rounds.results.pop(round_id, None)
             raise
-
-    async def _attempt(self, plan: Plan, first_digest: bytes, own_D: torch.Tensor, result: RoundResult) -> Commit | Plan | GiveUp:
-        """Exchange once and settle, in touch with whoever decides from the beginning."""
-        started_s = asyncio.get_running_loop().time()
-        deadline = self._rounds.exchange_deadline
-        exchange = Exchange(self._context, plan, own_D, result, deadline.value_s(), self._blame)
-        settling = Settling(self._context, plan, first_digest, self._blame)
-        self._rounds.settlings.put(plan.digest, settling)
-        self._rounds.exchanges.put(plan.digest, exchange)
-        async with asyncio.TaskGroup() as group:
-            settled = group.create_task(settling.run())
-            await self._fetch(plan, result)
-            await exchange.run()
-            deadline.observe(asyncio.get_running_loop().time() - started_s)
-            settling.report(result)
-        return settled.result()
-
-    async def _fetch(self, plan: Plan, result: RoundResult) -> None:
-        """In a repair: get blocks that another member already holds."""
-        wanted: dict[int, list[tuple[BlockTask, bytes]]] = {}
-        for task, value in zip(plan.fetch, plan.fetch_hashes, strict=True):
-            if result.hashes[task.block] != value:
-                wanted.setdefault(task.member, []).append((task, value))
-        round_id = RoundId(self._context.rules.run, plan.epoch, plan.round_index)
-        for holder, items in wanted.items():
-            blocks = {task.block: value for task, value in items}
-            await fetch_blocks(self._context, plan.members[holder].peer, round_id, blocks, result)
 
     async def _collect(self, late: TooLate, size_elems: int) -> RoundDone:
         """The others closed the round without us: take their result."""
@@ -271,7 +236,7 @@ class Averager:
         round_id = RoundId(self._context.rules.run, commit.epoch, commit.round_index)
         result = RoundResult(self._context.blocks_of(size_elems))
         wanted = {BlockIndex(block): value for block, value in enumerate(commit.block_hashes)}
-        await fetch_blocks(self._context, late.holder, round_id, wanted, result)
+        await fetch_blocks(self._context, late.holder, commit.first_plan_digest, wanted, result)
         if tuple(result.hashes) != commit.block_hashes:
             raise RoundError("the result of the round we missed could not be fetched")
         self._rounds.conclude(round_id, result, commit)

@@ -11,14 +11,14 @@ from peers.averaging.result import RoundResult
 from peers.interfaces import Stream
 from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.frames import HEARTBEAT, BlockBytes, FrameKind, FrameReader, frames_of
-from protocols.ids import BlockIndex, PeerId, RoundId
+from protocols.ids import BlockIndex, PeerId
 from protocols.messages import BlocksRequest, block_hash, content_hash
 
 log = logging.getLogger(__name__)
 
 
 async def fetch_blocks(
-    context: MemberContext, holder: PeerId, round_id: RoundId, wanted: Mapping[BlockIndex, bytes], result: RoundResult
+    context: MemberContext, holder: PeerId, first_plan_digest: bytes, wanted: Mapping[BlockIndex, bytes], result: RoundResult
 ) -> None:
     """Get result blocks from a member and keep those whose hash is right. What does not come stays missing; nothing is raised."""
     endpoint = context.directory.endpoint(holder)
@@ -29,7 +29,7 @@ async def fetch_blocks(
     reader = FrameReader(holder, FrameKind.RESULT, expected)
     try:
         async with context.transport.stream(endpoint, "blocks", timeout_s=rules.round_timeout_s) as stream:
-            await stream.send(BlocksRequest(round_id.epoch, tuple(wanted), round_id.index).encode())
+            await stream.send(BlocksRequest(first_plan_digest, tuple(wanted)).encode())
             await stream.finish_sending()
             while not reader.complete:
                 try:
@@ -45,7 +45,7 @@ async def fetch_blocks(
                 if item:
                     await context.heavy(lambda i=item: _keep(context, holder, i, wanted, result))  # type: ignore[misc]
     except RemoteError as error:
-        log.info("blocks of epoch %d could not be fetched: %s", round_id.epoch, error)
+        log.info("result blocks could not be fetched: %s", error)
 
 
 def _keep(context: MemberContext, holder: PeerId, item: BlockBytes, wanted: Mapping[BlockIndex, bytes], result: RoundResult) -> None:
@@ -57,7 +57,7 @@ def _keep(context: MemberContext, holder: PeerId, item: BlockBytes, wanted: Mapp
         raise RemoteProtocolError(holder, f"block {item.block}: {error}") from error
 
 
-async def serve_blocks(context: MemberContext, stream: Stream, results: Mapping[RoundId, RoundResult]) -> None:
+async def serve_blocks(context: MemberContext, stream: Stream, results: Mapping[bytes, RoundResult]) -> None:
     """Answer a `BlocksRequest`; encoding a decoded block gives the agreed bytes again (the codec contract).
 
     Raises:
@@ -69,9 +69,9 @@ async def serve_blocks(context: MemberContext, stream: Stream, results: Mapping[
     except TimeoutError as error:
         raise RemoteTimeout(stream.peer, "it asked for no block") from error
     request = BlocksRequest.decode(bytes(first or b""), stream.peer)
-    result = results.get(RoundId(context.rules.run, request.epoch, request.round_index))
+    result = results.get(request.first_plan_digest)
     if result is None:
-        raise RemoteRefusal(stream.peer, "unknown-round", f"this member does not hold the result of epoch {request.epoch}")
+        raise RemoteRefusal(stream.peer, "unknown-round", "this member does not hold the result of that round")
     for block in request.blocks:
         if block >= result.blocks.count or not result.hashes[block]:
             raise RemoteRefusal(stream.peer, "missing-block", f"this member does not hold block {block}")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from peers.averaging.context import Blame, MemberContext
+from peers.averaging.plans import TooLate, ask_to_join, checked_commit, first_plan, seal_join
 from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RoundError
-from protocols.ids import Attempt, PeerId, RoundId
-from protocols.messages import BlockTask, Commit, Join, Plan, SealedJoin, parse, plan_from_message, require
-from protocols.partition import assign_blocks
+from protocols.ids import PeerId, RoundId
+from protocols.messages import Join, Plan, SealedJoin, parse
 from protocols.proto.swarm.v1 import control_pb2 as pb
 from protocols.rendezvous import (
     Action,
     Announce,
+    CallAnswered,
     CloseEpoch,
     ClosingHeard,
     Event,
@@ -35,11 +39,6 @@ from protocols.rendezvous import (
 )
 
 log = logging.getLogger(__name__)
-JOIN = "join"
-"""Kind of the sealed join, and name of the call that carries it."""
-
-MAX_JOIN_BYTES = 16 * 1024
-"""A sealed join: a few numbers, a certificate chain and a signature."""
 
 _FINAL_REFUSALS = frozenset({"state-differs", "behind"})
 _GROUP_REFUSALS = frozenset({"group-full", "no-quorum"})
@@ -61,44 +60,34 @@ class NotFormed(RoundError):
         self.leader = leader
 
 
-class TooLate(RoundError):
-    """The round was closed without us; its result can be fetched.
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Who belongs into the group of a round, by our view of the grid.
 
     Args:
-        commit: what was agreed.
-        holder: who told us.
+        members: ourselves included.
+        whole_swarm: everybody does.
+        stand_ins: for a member of the group, others in turn who hold what it would bring; empty if nobody else needs to bring it.
     """
 
-    def __init__(self, commit: Commit, holder: PeerId) -> None:
-        super().__init__(f"epoch {commit.epoch} was closed without us")
-        self.commit = commit
-        self.holder = holder
+    members: frozenset[PeerId]
+    whole_swarm: bool = True
+    stand_ins: Callable[[PeerId], tuple[PeerId, ...]] = lambda _missing: ()
 
 
-def open_join(context: MemberContext, sealed: bytes) -> SealedJoin:
-    """Verify a sealed join.
+@dataclass(frozen=True, slots=True)
+class GatheringHooks:
+    """What a gathering needs of its owner.
 
-    Raises:
-        RemoteProtocolError: not signed by a member, or absurd.
+    Args:
+        on_close: called once when the epoch closes before our own contribution is ready.
+        on_our_way: whether we are still in an earlier round of the epoch.
+        blame: called with a member that broke the protocol, and how.
     """
-    require(len(sealed) <= MAX_JOIN_BYTES, None, f"a join of {len(sealed)} bytes")
-    peer, payload = context.notary.open(JOIN, sealed)
-    return SealedJoin(peer, Join.decode(payload, peer), sealed)
 
-
-def first_plan(context: MemberContext, joins: tuple[SealedJoin, ...], size_elems: int) -> Plan:
-    """The plan that follows from a member list: everyone can compute it, so a leader cannot favour anyone."""
-    rules = context.rules
-    bandwidths = [join.join.bandwidth_bytes_per_s for join in joins] if len(joins) > 1 else [1]  # who is alone reduces for itself
-    owners = assign_blocks(context.blocks_of(size_elems).count, bandwidths)
-    reduce = tuple(BlockTask(block, owner) for block, owner in enumerate(owners))  # type: ignore[arg-type]
-    first = joins[0].join
-    return Plan(first.epoch, Attempt(0), joins, size_elems, rules.block_elems, rules.codec.name, reduce, round_index=first.round_index)
-
-
-def _subject(member: SealedJoin) -> tuple[int, int, bytes]:
-    """What all members of a group must agree on."""
-    return member.join.epoch, member.join.round_index, member.join.state_hash
+    on_close: Callable[[], None]
+    on_our_way: Callable[[], bool]
+    blame: Blame
 
 
 class Gathering:
@@ -108,18 +97,14 @@ class Gathering:
         context: who we are.
         round_id: which round.
         rules: of the rendezvous; their join timeout is how long we wait for others when we lead.
-        on_close: called once when the epoch closes before our own contribution is ready.
-        blame: called with a member that broke the protocol, and how.
+        hooks: of our owner.
     """
 
-    def __init__(
-        self, context: MemberContext, round_id: RoundId, rules: RendezvousRules, on_close: Callable[[], None], blame: Blame
-    ) -> None:
+    def __init__(self, context: MemberContext, round_id: RoundId, rules: RendezvousRules, hooks: GatheringHooks) -> None:
         self._context = context
         self._round_id = round_id
-        self._on_close = on_close
-        self._blame = blame
-        self._join_timeout_s = rules.join_timeout_s
+        self._hooks = hooks
+        self._rules = rules
         self._machine = Rendezvous(round_id, context.me, rules)
         self._left_out = ""
         self._waiting: dict[PeerId, asyncio.Future[Plan]] = {}
@@ -127,34 +112,39 @@ class Gathering:
         self._size_elems = 0
         self._formed: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
         self._asking: asyncio.Task[None] | None = None
+        self._group = Group(frozenset())
+        self._live: frozenset[PeerId] = frozenset()
+        self._standing: dict[PeerId, PeerId] = {}
+        self._called: Counter[PeerId] = Counter()
 
-    async def form(self, join: Join, size_elems: int, group: frozenset[PeerId], *, whole_swarm: bool) -> Plan:
+    async def form(self, join: Join, size_elems: int, group: Group) -> Plan:
         """Offer our contribution and wait for the group.
 
         Args:
             join: what we bring.
             size_elems: length of our vector.
             group: who belongs into it by our view of the grid.
-            whole_swarm: everybody does.
 
         Raises:
-            TooLate: the others have closed this epoch already.
+            TooLate: the others have closed this round already.
             RoundError: no group could be formed now.
         """
-        self._own = SealedJoin(self._context.me, join, self._context.notary.seal(JOIN, join.encode()))
+        self._own = seal_join(self._context, join)
         self._size_elems = size_elems
-        directory = self._context.directory
-        live = directory.live(self._round_id.epoch) & group
-        undialable = frozenset(peer for peer in live if directory.endpoint(peer) is None)
-        self._dispatch(RosterChanged(live, undialable, whole_swarm))
+        self._group = group
+        self._live = self._context.directory.live(self._round_id.epoch) & group.members
+        for missing in sorted(group.members - self._live - {self._context.me}):
+            self._stand_in_for(missing)
+        self._show_roster()
         self._dispatch(Ready(self._own))
         return await self._formed
 
-    async def answer(self, join: SealedJoin) -> Plan:
-        """Serve a member that takes us for the leader; waits until the group stands.
+    @contextmanager
+    def waiting(self, join: SealedJoin) -> Iterator[asyncio.Future[Plan]]:
+        """A member that takes us for the leader waits, while this context is open, for the plan in the future that is yielded.
 
         Raises:
-            RemoteRefusal: it cannot take part, and why.
+            RemoteRefusal: it cannot take part, and why; also as the future's exception.
         """
         if self._formed.done():
             raise RemoteRefusal(join.peer, "round-formed", "the group of this round was formed without you")
@@ -163,10 +153,13 @@ class Gathering:
             previous.set_exception(RemoteRefusal(join.peer, "replaced", "you joined again"))
         future: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
         self._waiting[join.peer] = future
+        if join.peer in self._standing:  # nobody needs to wait for the missing one any longer
+            self._dispatch(LeaderUnwilling(self._standing[join.peer]))
         self._dispatch(JoinArrived(join))
         try:
-            return await future
+            yield future
         finally:
+            future.cancel()
             if self._waiting.get(join.peer) is future:
                 del self._waiting[join.peer]
                 self._dispatch(JoinWithdrawn(join.peer))
@@ -181,10 +174,6 @@ class Gathering:
             raise RemoteRefusal(leader, "round-formed", "this member is in another group of this round")
         self._dispatch(ClosingHeard(leader))
 
-    def too_late(self, commit: Commit, holder: PeerId) -> None:
-        """The round turns out to be over."""
-        self._conclude(TooLate(commit, holder))
-
     def close(self) -> None:
         """Give up: everybody who waits is told."""
         self._conclude(RoundError("the round was abandoned"))
@@ -198,22 +187,24 @@ class Gathering:
         for action in self._machine.handle(event, max(asyncio.get_running_loop().time(), due_s)):
             self._do(action)
 
+    def _tick(self, due_s: float) -> None:
+        self._dispatch(Tick(self._hooks.on_our_way()), due_s)
+
     def _do(self, action: Action) -> None:
-        tasks = self._context.tasks
         match action:
             case CloseEpoch():
-                self._on_close()
+                self._hooks.on_close()
             case Announce(to):
                 for peer in to:
-                    tasks.create_task(self._announce(peer), name=f"closing to {peer.short}")
+                    self._call(peer)
             case SendJoin(leader):
                 if self._asking:
                     self._asking.cancel()
-                self._asking = tasks.create_task(self._ask(leader), name=f"join to {leader.short}")
+                self._asking = self._context.tasks.create_task(self._ask(leader), name=f"join to {leader.short}")
             case Refuse(peer, code, sentence):
                 self._refuse(peer, code, sentence)
             case WakeAt(time_s):
-                asyncio.get_running_loop().call_at(time_s, self._dispatch, Tick(), time_s)
+                asyncio.get_running_loop().call_at(time_s, self._tick, time_s)
             case Lead(joins):
                 self._lead(joins)
             case Fail(reason, left_out):
@@ -250,33 +241,65 @@ class Gathering:
         for peer in list(self._waiting):
             self._refuse(peer, "round-formed", "the group of this round was formed without you")
 
+    # Members that are missing
+
+    def _show_roster(self) -> None:
+        live = self._live
+        undialable = frozenset(peer for peer in live if self._context.directory.endpoint(peer) is None)
+        self._dispatch(RosterChanged(live, undialable, frozenset(self._standing), self._group.whole_swarm))
+
+    def _stand_in_for(self, missing: PeerId) -> None:
+        """Have somebody else bring what a member would, if anybody can."""
+        if missing not in self._group.members:
+            return
+        candidate = next((peer for peer in self._group.stand_ins(missing) if peer not in self._standing), None)
+        if candidate is None:
+            return
+        log.info("epoch %d: %s is asked to stand in for %s", self._round_id.epoch, candidate.short, missing.short)
+        self._standing[candidate] = missing
+        self._show_roster()
+        if self._called:  # we lead
+            self._call(candidate)
+
     # Talking to others
+
+    def _call(self, peer: PeerId) -> None:
+        self._called[peer] += 1
+        self._context.tasks.create_task(self._announce(peer), name=f"closing to {peer.short}")
 
     async def _announce(self, peer: PeerId) -> None:
         endpoint = self._context.directory.endpoint(peer)
         if endpoint is None:
             self._dispatch(LeaderGone(peer))
             return
-        request = pb.Closing(epoch=self._round_id.epoch, round_index=self._round_id.index).SerializeToString()
+        number = self._round_id
+        request = pb.Closing(epoch=number.epoch, round_index=number.index, stand_in=peer in self._standing).SerializeToString()
         try:
             reply = await self._context.transport.call(endpoint, "closing", request, timeout_s=self._context.rules.stall_timeout_s)
-            answer = parse(pb.JoinReply, reply, peer)
-            if answer.HasField("commit"):
-                self.too_late(self._checked_commit(answer.commit, peer), peer)
+            answer = parse(pb.ClosingReply, reply, peer)
+            self._dispatch(CallAnswered(peer, answer.coming))
+            if not answer.coming and peer not in self._standing and self._called[peer] > 1:
+                self._stand_in_for(peer)  # it may come, or not: what is brought twice counts once
+            if answer.HasField("commit") and self._own:
+                commit = checked_commit(self._context, self._own, self._size_elems, answer.commit, peer)
+                self._conclude(TooLate(commit, peer))
         except RemoteError as error:
             log.info("closing not heard: %s", error)
             self._unavailable(error, peer)
 
     async def _ask(self, leader: PeerId) -> None:
         """Join a leader; its answer is the group, or we turn to the next in order."""
-        endpoint = self._context.directory.endpoint(leader)
-        if endpoint is None or self._own is None:
+        if self._own is None or self._context.directory.endpoint(leader) is None:
             self._dispatch(LeaderGone(leader))
             return
-        patience_s = self._join_timeout_s + self._context.rules.stall_timeout_s
+        patience_s = self._rules.join_timeout_s + self._rules.longest_wait_s + self._rules.call_again_s  # while it shows that it is alive
         try:
-            reply = await self._context.transport.call(endpoint, JOIN, self._own.sealed, timeout_s=patience_s)
-            self._take(parse(pb.JoinReply, reply, leader), leader)
+            plan = await ask_to_join(self._context, leader, self._own, self._size_elems, patience_s)
+            self._asking = None
+            self._conclude(plan)
+        except TooLate as late:
+            self._asking = None
+            self._conclude(late)
         except RemoteError as error:
             log.info("join not answered: %s", error)
             self._asking = None
@@ -290,45 +313,10 @@ class Gathering:
     def _unavailable(self, error: RemoteError, peer: PeerId) -> None:
         """Go on without a member. Only one whose process has surely ended stops counting for the quorum: silence may be our own link's."""
         if isinstance(error, RemoteProtocolError):
-            self._blame(peer, error.reason)
+            self._hooks.blame(peer, error.reason)
+        self._stand_in_for(self._standing.get(peer, peer))
         if isinstance(error, RemoteGone):
             self._context.directory.suspect(peer)
             self._dispatch(LeaderGone(peer))
         else:
             self._dispatch(LeaderUnwilling(peer))
-
-    def _take(self, reply: pb.JoinReply, leader: PeerId) -> None:
-        self._asking = None
-        if reply.HasField("commit"):
-            self.too_late(self._checked_commit(reply.commit, leader), leader)
-            return
-        require(reply.HasField("plan"), leader, "an empty answer to our join")
-        self._conclude(self._checked(reply.plan, leader))
-
-    def _checked_commit(self, message: pb.Commit, sender: PeerId) -> Commit:
-        commit = Commit.from_message(message, sender)
-        require(commit.epoch == self._round_id.epoch, sender, f"a commit of epoch {commit.epoch} where {self._round_id.epoch} closes")
-        require(commit.round_index >= self._round_id.index, sender, f"a commit of round {commit.round_index}, which is over")
-        same_size = len(commit.block_hashes) == self._context.blocks_of(self._size_elems).count
-        require(same_size, sender, "a commit to a vector of another size")
-        if self._own and commit.state_hash != self._own.join.state_hash:
-            raise RemoteRefusal(sender, "state-differs", "the group closed this epoch from another state than ours")
-        return commit
-
-    def _checked(self, message: pb.Plan, leader: PeerId) -> Plan:
-        """A leader's plan must be the one that follows from its joins, and hold ours."""
-        own = self._own
-        if own is None or own.sealed not in message.sealed_joins:
-            raise RemoteProtocolError(leader, "a plan without our join")
-        count = len(message.sealed_joins)
-        require(count <= self._context.rules.max_group, leader, f"a plan of {count} members")  # before a signature is verified
-        members = tuple(own if sealed == own.sealed else open_join(self._context, sealed) for sealed in message.sealed_joins)
-        plan = plan_from_message(message, members, leader)
-        for member in members:
-            require(
-                _subject(member) == _subject(own), leader, f"a plan that mixes us with {member.peer.short} of another round or state"
-            )
-        require(plan.index_of(leader) == 0, leader, "a plan that its sender does not lead")
-        require(any(member.join.bandwidth_bytes_per_s for member in members), leader, "a plan in which nobody can reduce")
-        require(plan == first_plan(self._context, members, self._size_elems), leader, "a plan that does not follow from its joins")
-        return plan

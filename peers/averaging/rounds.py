@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from peers.averaging.context import Blame, Expected, MemberContext
 from peers.averaging.exchange import Exchange
-from peers.averaging.gathering import Gathering
+from peers.averaging.gathering import Gathering, GatheringHooks
 from peers.averaging.result import RoundResult
 from peers.averaging.settling import Settling
 from protocols.deadline import AdaptiveDeadline
@@ -35,15 +35,17 @@ class Rounds:
         self._blame = blame
         self.exchanges: Expected[bytes, Exchange] = Expected(limit=_REMEMBERED_EXCHANGES)
         self.settlings: Expected[bytes, Settling] = Expected(limit=_REMEMBERED_EXCHANGES)
-        self.results: dict[RoundId, RoundResult] = {}
+        self.results: dict[bytes, RoundResult] = {}
+        self._newest: bytes = b""
         self.commits: dict[RoundId, Commit] = {}
         self._gatherings: dict[RoundId, Gathering] = {}
         self._failures: Counter[PeerId] = Counter()
         self._failures_at: RoundId | None = None
         rules = context.rules
-        self.gather_deadline = AdaptiveDeadline(rules.stall_timeout_s, rules.join_timeout_s)
+        self._first_gather = AdaptiveDeadline(rules.stall_timeout_s, rules.join_timeout_s)
         self.exchange_deadline = AdaptiveDeadline(2 * rules.stall_timeout_s, rules.round_timeout_s)
         self._next = RoundId(rules.run, Epoch(0))
+        self.engaged = False
 
     @property
     def next(self) -> RoundId:
@@ -59,9 +61,27 @@ class Rounds:
         """The group of a round, made on first use."""
         if round_id not in self._gatherings:
             failures = dict(self._failures) if self._failures_at == round_id else {}
-            rules = RendezvousRules(self.gather_deadline.value_s(), self._context.rules.max_group, failures)
-            self._gatherings[round_id] = Gathering(self._context, round_id, rules, lambda: self._on_close(round_id.epoch), self._blame)
+            hooks = GatheringHooks(lambda: self._on_close(round_id.epoch), lambda: self.on_our_way_to(round_id), self._blame)
+            self._gatherings[round_id] = Gathering(self._context, round_id, self._rendezvous_rules(round_id, failures), hooks)
         return self._gatherings[round_id]
+
+    def on_our_way_to(self, round_id: RoundId) -> bool:
+        """Whether we are in an earlier round of that epoch, and will come."""
+        return self.engaged and self._next.epoch == round_id.epoch and self._next < round_id
+
+    def observe_gathering(self, round_id: RoundId, took_s: float) -> None:
+        """How long it took a group to form; in later rounds that depends on the rounds before."""
+        if round_id.index == 0:
+            self._first_gather.observe(took_s)
+
+    def _rendezvous_rules(self, round_id: RoundId, failures: dict[PeerId, int]) -> RendezvousRules:
+        rules = self._context.rules
+        join_timeout_s = self._first_gather.value_s()
+        longest_wait_s = join_timeout_s
+        if round_id.index:
+            join_timeout_s += 2 * rules.stall_timeout_s
+            longest_wait_s = join_timeout_s + self.exchange_deadline.value_s()
+        return RendezvousRules(join_timeout_s, longest_wait_s, rules.stall_timeout_s, rules.max_group, failures)
 
     def forget_gatherings(self, before: RoundId) -> None:
         """Close what is over; whoever still waits there is told."""
@@ -82,16 +102,20 @@ class Rounds:
         self._failures[leader] += 1
 
     def conclude(self, round_id: RoundId, result: RoundResult, commit: Commit) -> None:
-        """The round is over: remember its result for members that are late, and forget older ones."""
-        self.results = {round_id: result}
+        """The round is over: remember its result for members that are late, and forget the one before."""
+        if self._newest != commit.first_plan_digest:
+            self.results.pop(self._newest, None)
+        self._newest = commit.first_plan_digest
+        self.results[self._newest] = result
         self.commits[round_id] = commit
         while len(self.commits) > _REMEMBERED_COMMITS:
             del self.commits[min(self.commits)]
 
     def newest_commit(self, round_id: RoundId) -> Commit | None:
         """What a member that is late for a round can have instead: the newest result of its epoch, from that round on."""
-        known = [held for held in self.results if held.epoch == round_id.epoch and held >= round_id and held in self.commits]
-        return self.commits[max(known)] if known else None
+        held = [done for done in self.commits if done.epoch == round_id.epoch and done >= round_id]
+        newest = self.commits[max(held)] if held else None
+        return newest if newest and newest.first_plan_digest in self.results else None
 
     def check_turn(self, sender: PeerId, round_id: RoundId) -> None:
         """Whether a member may wait here for this round.

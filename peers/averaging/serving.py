@@ -7,9 +7,11 @@ import asyncio
 from peers.averaging.context import Blame, MemberContext
 from peers.averaging.exchange import Exchange
 from peers.averaging.fetching import serve_blocks
-from peers.averaging.gathering import JOIN, open_join
+from peers.averaging.liveness import beat_until, next_frame
+from peers.averaging.plans import JOIN, open_join
 from peers.averaging.rounds import Rounds
 from peers.averaging.settling import SETTLE, Settling, verdict_bytes
+from peers.averaging.standing_in import StandIns
 from peers.interfaces import CallHandler, Handlers, Stream, StreamHandler
 from protocols.errors import RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.ids import Epoch, PeerId, RoundId
@@ -23,15 +25,22 @@ class RoundServer:
     Args:
         context: who we are.
         rounds: what we know of rounds.
+        stand_ins: where we stand in for others.
         blame: called with a member that broke the protocol, and how.
     """
 
-    def __init__(self, context: MemberContext, rounds: Rounds, blame: Blame) -> None:
+    def __init__(self, context: MemberContext, rounds: Rounds, stand_ins: StandIns, blame: Blame) -> None:
         self._context = context
         self._rounds = rounds
+        self._stand_ins = stand_ins
         self._blame = blame
-        calls: dict[str, CallHandler] = {JOIN: self._on_join, "closing": self._on_closing}
-        streams: dict[str, StreamHandler] = {"exchange": self._on_exchange, SETTLE: self._on_settle, "blocks": self._on_blocks}
+        calls: dict[str, CallHandler] = {"closing": self._on_closing}
+        streams: dict[str, StreamHandler] = {
+            JOIN: self._on_join,
+            "exchange": self._on_exchange,
+            SETTLE: self._on_settle,
+            "blocks": self._on_blocks,
+        }
         self.handlers = Handlers(
             calls={name: self._watched_call(handler) for name, handler in calls.items()},
             streams={name: self._watched_stream(handler) for name, handler in streams.items()},
@@ -39,31 +48,35 @@ class RoundServer:
 
     # Gather
 
-    async def _on_join(self, sender: PeerId, request: bytes) -> bytes:
+    async def _on_join(self, stream: Stream) -> None:
+        request = await self._first_message(stream)
         sealed = await self._context.heavy(lambda: open_join(self._context, request))
-        if sealed.peer != sender:
-            raise RemoteProtocolError(sender, f"it came with the join of {sealed.peer.short}")
+        if sealed.peer != stream.peer:
+            raise RemoteProtocolError(stream.peer, f"it came with the join of {sealed.peer.short}")
         round_id = RoundId(self._context.rules.run, sealed.join.epoch, sealed.join.round_index)
         commit = self._rounds.newest_commit(round_id)
         if commit:
-            return pb.JoinReply(commit=commit.to_message()).SerializeToString()
-        self._rounds.check_turn(sender, round_id)
-        plan = await self._rounds.gathering(round_id).answer(sealed)
-        if plan.index_of(sender) is None:
-            raise RemoteRefusal(sender, "group-full", "the group was formed without you")
+            await stream.send(pb.JoinReply(commit=commit.to_message()).SerializeToString())
+            return
+        self._rounds.check_turn(stream.peer, round_id)
+        with self._rounds.gathering(round_id).waiting(sealed) as planned:
+            plan = await beat_until(stream, self._context.rules.heartbeat_s, lambda: asyncio.shield(planned))
         message = pb.JoinReply()
         message.plan.ParseFromString(plan.encode())
-        return message.SerializeToString()
+        await stream.send(message.SerializeToString())
 
     async def _on_closing(self, sender: PeerId, request: bytes) -> bytes:
         message = parse(pb.Closing, request, sender)
         round_id = RoundId(self._context.rules.run, Epoch(message.epoch), message.round_index)
         commit = self._rounds.newest_commit(round_id)
-        if commit:
-            return pb.JoinReply(commit=commit.to_message()).SerializeToString()
+        if commit and not message.stand_in:
+            return pb.ClosingReply(commit=commit.to_message()).SerializeToString()
         self._rounds.check_turn(sender, round_id)
-        self._rounds.gathering(round_id).closing_heard(sender)
-        return pb.JoinReply().SerializeToString()
+        if message.stand_in:
+            self._stand_ins.wanted(sender, round_id)
+        else:
+            self._rounds.gathering(round_id).closing_heard(sender)
+        return pb.ClosingReply(coming=self._rounds.on_our_way_to(round_id)).SerializeToString()
 
     # Exchange
 
@@ -93,12 +106,10 @@ class RoundServer:
         await settling.serve(stream)
 
     async def _plan_digest(self, stream: Stream) -> bytes:
-        try:
-            async with asyncio.timeout(self._context.rules.stall_timeout_s):
-                first = await stream.receive()
-        except TimeoutError as error:
-            raise RemoteTimeout(stream.peer, "it opened a stream and said nothing") from error
-        return parse(pb.ExchangeHeader, bytes(first or b""), stream.peer).plan_digest
+        return parse(pb.ExchangeHeader, await self._first_message(stream), stream.peer).plan_digest
+
+    async def _first_message(self, stream: Stream) -> bytes:
+        return bytes(await next_frame(stream, self._context.rules.stall_timeout_s))
 
     # Whoever breaks the protocol while it is served is blamed
 

@@ -81,9 +81,9 @@ def test_commits_round_trip(digest: bytes, epoch: Epoch, hashes: tuple[bytes, ..
     assert Commit.from_message(commit.to_message(), SENDER) == commit
 
 
-@given(EPOCH, BLOCKS.map(tuple))
-def test_requests_for_blocks_round_trip(epoch: Epoch, blocks: tuple[BlockIndex, ...]) -> None:
-    assert BlocksRequest.decode(BlocksRequest(epoch, blocks).encode(), SENDER) == BlocksRequest(epoch, blocks)
+@given(HASH, BLOCKS.map(tuple))
+def test_requests_for_blocks_round_trip(digest: bytes, blocks: tuple[BlockIndex, ...]) -> None:
+    assert BlocksRequest.decode(BlocksRequest(digest, blocks).encode(), SENDER) == BlocksRequest(digest, blocks)
 
 
 def test_plans_round_trip() -> None:
@@ -189,9 +189,9 @@ def test_lists_are_bounded() -> None:
     with pytest.raises(RemoteProtocolError, match="too many"):
         Report.decode(Report(b"p" * 32, (b"",) * (MAX_BLOCKS + 1)).encode(), SENDER)
     with pytest.raises(RemoteProtocolError, match="twice"):
-        BlocksRequest.decode(BlocksRequest(Epoch(1), (BlockIndex(3), BlockIndex(3))).encode(), SENDER)
+        BlocksRequest.decode(BlocksRequest(bytes(32), (BlockIndex(3), BlockIndex(3))).encode(), SENDER)
     with pytest.raises(RemoteProtocolError, match="too many"):
-        BlocksRequest.decode(BlocksRequest(Epoch(1), tuple(map(BlockIndex, range(MAX_BLOCKS + 1)))).encode(), SENDER)
+        BlocksRequest.decode(BlocksRequest(bytes(32), tuple(map(BlockIndex, range(MAX_BLOCKS + 1)))).encode(), SENDER)
 
 
 DECODERS: list[Callable[[bytes], object]] = [

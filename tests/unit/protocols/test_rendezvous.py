@@ -14,6 +14,7 @@ from protocols.rendezvous import (
     MAX_ASKS,
     Action,
     Announce,
+    CallAnswered,
     CloseEpoch,
     ClosingHeard,
     Event,
@@ -41,7 +42,7 @@ TIMEOUT_S = 5.0
 
 
 def machine(me: PeerId, live: Iterable[PeerId] = ORDER, *, max_group: int = 64, failures: dict[PeerId, int] | None = None) -> Rendezvous:
-    found = Rendezvous(ROUND, me, RendezvousRules(TIMEOUT_S, max_group, failures or {}))
+    found = Rendezvous(ROUND, me, RendezvousRules(TIMEOUT_S, TIMEOUT_S, TIMEOUT_S, max_group, failures or {}))
     assert found.handle(RosterChanged(frozenset(live)), 0.0) == []
     return found
 
@@ -143,7 +144,7 @@ def test_joining_and_withdrawing_does_not_restart_the_deadline() -> None:
 
 
 def test_who_cannot_be_dialled_does_not_lead_and_is_waited_for() -> None:
-    target = Rendezvous(ROUND, B, RendezvousRules(TIMEOUT_S, 64))
+    target = Rendezvous(ROUND, B, RendezvousRules(TIMEOUT_S, TIMEOUT_S, TIMEOUT_S, 64))
     target.handle(RosterChanged(frozenset({A, C}), undialable=frozenset({A})), 0.0)
     assert play(target, ready(B)) == [Announce((C,)), WakeAt(TIMEOUT_S)]
     assert play(target, arrived(C)) == []
@@ -180,10 +181,62 @@ def test_alone_forms_at_once() -> None:
 
 def test_the_first_join_closes_the_epoch_and_joins_are_kept_until_we_are_ready() -> None:
     target = machine(A, live=[B, C])
-    assert play(target, arrived(B)) == [CloseEpoch()]
+    assert play(target, arrived(B)) == [CloseEpoch(), WakeAt(TIMEOUT_S)]
     assert play(target, arrived(C)) == []
-    assert play(target, Tick(), now=100.0) == []
-    assert led(play(target, ready(A), now=100.0)) == [A, B, C]
+    assert play(target, Tick(), now=TIMEOUT_S / 2) == []
+    assert led(play(target, ready(A), now=TIMEOUT_S / 2)) == [A, B, C]
+
+
+def test_a_leader_that_is_not_ready_sends_others_on_after_a_while() -> None:
+    target = machine(A, live=[B, C])
+    play(target, arrived(B))
+    refused = play(target, Tick(), now=TIMEOUT_S)
+    assert [(action.peer, action.code) for action in refused if isinstance(action, Refuse)] == [(B, "not-ready")]
+    assert play(target, ready(A), now=TIMEOUT_S + 1) == [Announce(rendezvous_order(ROUND, [B, C])), WakeAt(2 * TIMEOUT_S + 1)]
+
+
+def test_a_leader_that_is_still_in_an_earlier_round_keeps_those_who_wait() -> None:
+    target = machine(A, live=[B])
+    play(target, arrived(B))
+    assert play(target, Tick(on_our_way=True), now=TIMEOUT_S) == [WakeAt(2 * TIMEOUT_S)]
+    assert led(play(target, ready(A), now=TIMEOUT_S + 1)) == [A, B]
+
+
+def test_members_in_an_earlier_round_are_waited_for_longer() -> None:
+    rules = RendezvousRules(TIMEOUT_S, 3 * TIMEOUT_S, TIMEOUT_S, 64)
+    target = Rendezvous(ROUND, A, rules)
+    play(target, RosterChanged(frozenset({B, C})), ready(A))
+    play(target, arrived(B), CallAnswered(C, coming=True))
+    assert play(target, Tick(), now=TIMEOUT_S) == [Announce((C,)), WakeAt(2 * TIMEOUT_S)]
+    play(target, CallAnswered(C, coming=True))
+    assert led(play(target, arrived(C), now=2 * TIMEOUT_S)) == [A, B, C]
+
+
+def test_whoever_answers_and_does_not_come_costs_the_deadline() -> None:
+    target = machine(A, live=[B, C])
+    play(target, ready(A), arrived(B), CallAnswered(C, coming=False))
+    assert led(play(target, Tick(), now=TIMEOUT_S)) == [A, B]
+
+
+def test_a_stand_in_is_called_and_waited_for_and_never_leads() -> None:
+    first, second = machine(C, live=[D]), machine(C, live=[D])
+    assert play(first, RosterChanged(frozenset({D}), stand_ins=frozenset({A})), ready(C)) == [Announce((A, D)), WakeAt(TIMEOUT_S)]
+    assert led(play(first, arrived(D), arrived(A))) == [C, A, D]
+    assert play(second, RosterChanged(frozenset({A, D})), ready(C)) == [SendJoin(A)]
+
+
+def test_guests_come_last_and_only_where_there_is_room() -> None:
+    target = Rendezvous(ROUND, C, RendezvousRules(TIMEOUT_S, TIMEOUT_S, TIMEOUT_S, 3))
+    play(target, RosterChanged(frozenset({D}), whole_swarm=False), ready(C), arrived(A), arrived(B))
+    actions = play(target, arrived(D))
+    assert led(actions) == [C, D, A]
+    assert [action.peer for action in actions if isinstance(action, Refuse)] == [B]
+
+
+def test_a_caller_of_another_group_is_not_followed() -> None:
+    target = machine(C, live=[D])
+    play(target, RosterChanged(frozenset({D}), whole_swarm=False), ClosingHeard(A))
+    assert play(target, ready(C)) == [Announce((D,)), WakeAt(TIMEOUT_S)]
 
 
 def test_a_silent_member_is_neither_waited_for_nor_counted() -> None:
@@ -281,6 +334,7 @@ EVENTS = st.one_of(
     st.sampled_from(ORDER).map(arrived),
     st.sampled_from(ORDER).map(lambda who: arrived(who, OTHER_STATE)),
     st.sampled_from([*map(JoinWithdrawn, ORDER), *map(ClosingHeard, ORDER), *map(LeaderGone, ORDER), *map(LeaderUnwilling, ORDER), Tick()]),
+    st.builds(CallAnswered, st.sampled_from(ORDER), st.booleans()),
     st.just(ready(C)),
     st.frozensets(st.sampled_from(ORDER)).map(RosterChanged),
 )
@@ -290,7 +344,6 @@ EVENTS = st.one_of(
 def test_whatever_happens_it_ends_once_and_soundly(script: list[tuple[Event, float]]) -> None:
     target = machine(C)
     now, asks, ended = 0.0, 0, 0
-    led_since_s: float | None = None
     for event, wait_s in script:
         now += wait_s
         actions = target.handle(event, now)
@@ -299,9 +352,8 @@ def test_whatever_happens_it_ends_once_and_soundly(script: list[tuple[Event, flo
         ended += sum(isinstance(action, Lead | Fail) for action in actions)
         assert all(action.leader != C for action in actions if isinstance(action, SendJoin))
         assert all(C not in action.to for action in actions if isinstance(action, Announce))
-        if any(isinstance(action, WakeAt) for action in actions):
-            assert led_since_s is None
-            led_since_s = now
+        for wake in (action for action in actions if isinstance(action, WakeAt)):
+            assert now <= wake.time_s <= now + TIMEOUT_S
         for lead in (action for action in actions if isinstance(action, Lead)):
             members = [join.peer for join in lead.joins]
             assert members[0] == C

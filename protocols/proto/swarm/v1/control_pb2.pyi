@@ -23,12 +23,22 @@ class Join(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., state_hash: _Optional[bytes] = ..., weight: _Optional[float] = ..., bandwidth_bytes_per_s: _Optional[int] = ..., round_index: _Optional[int] = ..., input_hash: _Optional[bytes] = ...) -> None: ...
 
 class Closing(_message.Message):
-    __slots__ = ("epoch", "round_index")
+    __slots__ = ("epoch", "round_index", "stand_in")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUND_INDEX_FIELD_NUMBER: _ClassVar[int]
+    STAND_IN_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     round_index: int
-    def __init__(self, epoch: _Optional[int] = ..., round_index: _Optional[int] = ...) -> None: ...
+    stand_in: bool
+    def __init__(self, epoch: _Optional[int] = ..., round_index: _Optional[int] = ..., stand_in: _Optional[bool] = ...) -> None: ...
+
+class ClosingReply(_message.Message):
+    __slots__ = ("commit", "coming")
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    COMING_FIELD_NUMBER: _ClassVar[int]
+    commit: Commit
+    coming: bool
+    def __init__(self, commit: _Optional[_Union[Commit, _Mapping]] = ..., coming: _Optional[bool] = ...) -> None: ...
 
 class BlockTask(_message.Message):
     __slots__ = ("block", "member")
@@ -111,11 +121,9 @@ class Verdict(_message.Message):
     def __init__(self, repair: _Optional[_Union[Plan, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ...) -> None: ...
 
 class BlocksRequest(_message.Message):
-    __slots__ = ("epoch", "blocks", "round_index")
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("first_plan_digest", "blocks")
+    FIRST_PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
-    ROUND_INDEX_FIELD_NUMBER: _ClassVar[int]
-    epoch: int
+    first_plan_digest: bytes
     blocks: _containers.RepeatedScalarFieldContainer[int]
-    round_index: int
-    def __init__(self, epoch: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ..., round_index: _Optional[int] = ...) -> None: ...
+    def __init__(self, first_plan_digest: _Optional[bytes] = ..., blocks: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -1,0 +1,123 @@
+"""Joins and plans: how a group's plan follows from its joins, and asking a leader for one."""
+
+from __future__ import annotations
+
+from peers.averaging.context import MemberContext
+from peers.averaging.liveness import next_real_frame
+from protocols.errors import RemoteProtocolError, RemoteRefusal, RemoteTimeout, RoundError
+from protocols.ids import Attempt, PeerId
+from protocols.messages import BlockTask, Commit, Join, Plan, SealedJoin, parse, plan_from_message, require
+from protocols.partition import assign_blocks
+from protocols.proto.swarm.v1 import control_pb2 as pb
+
+JOIN = "join"
+"""Kind of the sealed join, and name of the stream that carries it."""
+
+MAX_JOIN_BYTES = 16 * 1024
+"""A sealed join: a few numbers, a certificate chain and a signature."""
+
+
+class TooLate(RoundError):
+    """The round was closed without us; its result can be fetched.
+
+    Args:
+        commit: what was agreed.
+        holder: who told us.
+    """
+
+    def __init__(self, commit: Commit, holder: PeerId) -> None:
+        super().__init__(f"round {commit.round_index} of epoch {commit.epoch} was closed without us")
+        self.commit = commit
+        self.holder = holder
+
+
+def seal_join(context: MemberContext, join: Join) -> SealedJoin:
+    """Sign a join of ours."""
+    return SealedJoin(context.me, join, context.notary.seal(JOIN, join.encode()))
+
+
+def open_join(context: MemberContext, sealed: bytes) -> SealedJoin:
+    """Verify a sealed join.
+
+    Raises:
+        RemoteProtocolError: not signed by a member, or absurd.
+    """
+    require(len(sealed) <= MAX_JOIN_BYTES, None, f"a join of {len(sealed)} bytes")
+    peer, payload = context.notary.open(JOIN, sealed)
+    return SealedJoin(peer, Join.decode(payload, peer), sealed)
+
+
+def first_plan(context: MemberContext, joins: tuple[SealedJoin, ...], size_elems: int) -> Plan:
+    """The plan that follows from a member list: everyone can compute it, so a leader cannot favour anyone."""
+    rules = context.rules
+    bandwidths = [join.join.bandwidth_bytes_per_s for join in joins] if len(joins) > 1 else [1]  # who is alone reduces for itself
+    owners = assign_blocks(context.blocks_of(size_elems).count, bandwidths)
+    reduce = tuple(BlockTask(block, owner) for block, owner in enumerate(owners))  # type: ignore[arg-type]
+    first = joins[0].join
+    return Plan(first.epoch, Attempt(0), joins, size_elems, rules.block_elems, rules.codec.name, reduce, round_index=first.round_index)
+
+
+async def ask_to_join(context: MemberContext, leader: PeerId, own: SealedJoin, size_elems: int, patience_s: float) -> Plan:
+    """Join a leader and wait for its plan, as long as it shows that it is alive.
+
+    Args:
+        context: who we are.
+        leader: whom.
+        own: our join.
+        size_elems: length of our vector.
+        patience_s: longest wait.
+
+    Raises:
+        TooLate: that round is over.
+        RemoteError: no plan can be had of this leader.
+    """
+    endpoint = context.directory.endpoint(leader)
+    if endpoint is None:
+        raise RemoteTimeout(leader, "it cannot be dialled")
+    async with context.transport.stream(endpoint, JOIN, timeout_s=patience_s) as stream:
+        await stream.send(own.sealed)
+        answer = bytes(await next_real_frame(stream, context.rules.stall_timeout_s))
+    reply = parse(pb.JoinReply, answer, leader)
+    if reply.HasField("commit"):
+        raise TooLate(checked_commit(context, own, size_elems, reply.commit, leader), leader)
+    require(reply.HasField("plan"), leader, "an empty answer to our join")
+    return _checked_plan(context, own, size_elems, reply.plan, leader)
+
+
+def checked_commit(context: MemberContext, own: SealedJoin, size_elems: int, message: pb.Commit, sender: PeerId) -> Commit:
+    """Read a commit that somebody gives us instead of a plan.
+
+    Raises:
+        RemoteProtocolError: it is not of the round we join, or not of our vector.
+        RemoteRefusal: it is a step from another state than ours.
+    """
+    commit = Commit.from_message(message, sender)
+    join = own.join
+    in_turn = commit.epoch == join.epoch and commit.round_index >= join.round_index
+    require(in_turn, sender, f"a commit of epoch {commit.epoch}, round {commit.round_index}, where {join.epoch}, {join.round_index} closes")
+    same_size = len(commit.block_hashes) == context.blocks_of(size_elems).count
+    require(same_size, sender, "a commit to a vector of another size")
+    if commit.state_hash != join.state_hash:
+        raise RemoteRefusal(sender, "state-differs", "the group closed this epoch from another state than ours")
+    return commit
+
+
+def _checked_plan(context: MemberContext, own: SealedJoin, size_elems: int, message: pb.Plan, leader: PeerId) -> Plan:
+    """A leader's plan must be the one that follows from its joins, and hold ours."""
+    if own.sealed not in message.sealed_joins:
+        raise RemoteProtocolError(leader, "a plan without our join")
+    count = len(message.sealed_joins)
+    require(count <= context.rules.max_group, leader, f"a plan of {count} members")  # before a signature is verified
+    members = tuple(own if sealed == own.sealed else open_join(context, sealed) for sealed in message.sealed_joins)
+    plan = plan_from_message(message, members, leader)
+    for member in members:
+        require(_subject(member) == _subject(own), leader, f"a plan that mixes us with {member.peer.short} of another round or state")
+    require(plan.index_of(leader) == 0, leader, "a plan that its sender does not lead")
+    require(any(member.join.bandwidth_bytes_per_s for member in members), leader, "a plan in which nobody can reduce")
+    require(plan == first_plan(context, members, size_elems), leader, "a plan that does not follow from its joins")
+    return plan
+
+
+def _subject(member: SealedJoin) -> tuple[int, int, bytes]:
+    """What all members of a group must agree on."""
+    return member.join.epoch, member.join.round_index, member.join.state_hash
