@@ -1,10 +1,14 @@
-"""What holds for the whole suite: quick and local tests first, those with sockets and processes last."""
+"""What holds for the whole suite: quick and local tests first, those with sockets and processes last; no test fails for being slow."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 _ORDER = ("architecture", "unit", "contracts", "integration", "e2e")
 _TESTS = Path(__file__).resolve().parent
