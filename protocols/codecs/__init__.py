@@ -1,12 +1,25 @@
-"""Codecs: fp32 block <-> bytes on the wire. Read `base.py` (the seam and its contract), then `full.py` and `half.py`."""
+"""Codecs: fp32 block <-> bytes on the wire. Read `base.py` (the seam and its contract), then `full.py`, `half.py`, `blockwise.py` with
+`integer.py`, and `policy.py`, which chooses among them.
+"""
 
 from __future__ import annotations
 
-from protocols.codecs.base import Codec
+from protocols.codecs.base import Codec, EncodedBlock, Part
 from protocols.codecs.full import Fp32Codec
-from protocols.codecs.half import Fp16Codec
+from protocols.codecs.half import Bf16Codec, Fp16Codec
+from protocols.codecs.integer import E3M0Codec, Int4Codec, Int8Codec
+from protocols.codecs.policy import SizeAdaptiveCodec
 
-_CODECS: dict[str, Codec] = {codec.name: codec for codec in (Fp32Codec(), Fp16Codec())}
+_ALL: tuple[Codec, ...] = (
+    Fp32Codec(),
+    Fp16Codec(),
+    Bf16Codec(),
+    Int8Codec(),
+    Int4Codec(),
+    E3M0Codec(),
+    SizeAdaptiveCodec("adaptive-int8", small=Fp32Codec(), large=Int8Codec()),
+)
+_CODECS: dict[str, Codec] = {codec.name: codec for codec in _ALL}
 
 CODEC_NAMES = tuple(_CODECS)
 
@@ -22,4 +35,4 @@ def codec_named(name: str) -> Codec:
     return _CODECS[name]
 
 
-__all__ = ["CODEC_NAMES", "Codec", "Fp16Codec", "Fp32Codec", "codec_named"]
+__all__ = ["CODEC_NAMES", "Codec", "EncodedBlock", "Part", "codec_named"]

@@ -1,37 +1,116 @@
 """The codec seam. Contract, tested over every codec by `tests/contracts/test_codec.py`:
 
-- `encode` is deterministic: the same block gives the same bytes;
+- `encode` is deterministic: the same block gives the same bytes, on any machine with IEEE fp32 arithmetic;
 - `decode(encode(x))` has x's length and differs from x by at most `worst_error(x)` in each element;
 - decoding is a projection: encoding a decoded block gives the same bytes again;
 - `decode` refuses every byte string that is not exactly an encoding of `elems` finite elements.
+
+Whoever averages need not decode first: `open` checks an encoding once, and tiles of it are decoded when they are needed, while they are
+in a core's cache (`protocols.aggregation.mean.weighted_mean` takes opened blocks).
+
+Legend: E elements of a block, T elements of a tile.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 import torch
 
+BytesLike = bytes | bytearray | memoryview
 
-class Codec(Protocol):
+TILE_ELEMS = 2**17
+"""Elements worked on at a time: few enough for a core's cache, many enough for what a call into torch costs. Part of the formats of those
+codecs that group elements or pack several into a byte: they do it within a tile."""
+
+
+class EncodedBlock(Protocol):
+    """A block that has been checked and is still encoded; shares memory with the bytes, which must not change."""
+
+    elems: int
+
+    def read(self, start: int, out_T: torch.Tensor) -> None:
+        """Decode the T elements from `start`, a multiple of `TILE_ELEMS`, into `out_T`.
+
+        Args:
+            start: first element.
+            out_T: contiguous fp32; ends at a multiple of `TILE_ELEMS` or where the block ends.
+        """
+
+
+Part = torch.Tensor | EncodedBlock
+"""A block somebody can read: as it is (E fp32 elements), or still encoded."""
+
+
+def read_part(part: Part, start: int, out_T: torch.Tensor) -> None:
+    """Copy or decode the elements from `start` into `out_T`, see `EncodedBlock.read`."""
+    if isinstance(part, torch.Tensor):
+        out_T.copy_(part[start : start + out_T.numel()])
+    else:
+        part.read(start, out_T)
+
+
+class Codec(ABC):
     """Turns an fp32 block into bytes and back."""
 
-    @property
-    def name(self) -> str:
-        """Name in `RunSpec.averaging.codec`."""
+    name: str
+    """As in `RunSpec.averaging.codec`."""
 
+    @abstractmethod
     def encoded_bytes(self, elems: int) -> int:
         """Exact length of an encoded block of that many elements."""
 
-    def encode(self, block_E: torch.Tensor) -> bytes | bytearray | memoryview:
-        """Encode E finite fp32 elements; may share memory with the block, which must not change while the encoding is in use."""
+    @abstractmethod
+    def encode(self, block_E: torch.Tensor) -> BytesLike:
+        """Encode E finite fp32 elements; may share memory with the block, which must not change while the encoding is in use.
 
-    def decode(self, data: bytes | bytearray | memoryview, elems: int) -> torch.Tensor:
+        Raises:
+            ValueError: an element is NaN or infinite; only from codecs that see it without another pass over the block.
+        """
+
+    @abstractmethod
+    def open(self, data: BytesLike, elems: int) -> Part:
+        """Check an encoding without decoding it; what it returns shares memory with writable `data`.
+
+        Raises:
+            ValueError: not exactly an encoding of `elems` finite elements.
+        """
+
+    @abstractmethod
+    def worst_error(self, block_E: torch.Tensor) -> float:
+        """Largest absolute error that any element may have after a round trip: a bound from the largest magnitude."""
+
+    def decode(self, data: BytesLike, elems: int) -> torch.Tensor:
         """Decode to a vector of `elems` fp32 elements; may share memory with `data`, so treat it as read-only.
 
         Raises:
-            ValueError: wrong length, or an element that is NaN or infinite.
+            ValueError: as `open`.
         """
+        part = self.open(data, elems)
+        if isinstance(part, torch.Tensor):
+            return part
+        block_E = torch.empty(elems)
+        part.read(0, block_E)
+        return block_E
 
-    def worst_error(self, block_E: torch.Tensor) -> float:
-        """Largest absolute error of any element after a round trip."""
+    def decode_into(self, data: BytesLike, out_E: torch.Tensor) -> None:
+        """Decode to where the block belongs: `out_E`, contiguous fp32 of the block's length. Nothing is written if `data` is refused.
+
+        Raises:
+            ValueError: as `open`.
+        """
+        read_part(self.open(data, out_E.numel()), 0, out_E)
+
+
+def tiles(vector_E: torch.Tensor) -> list[torch.Tensor]:
+    """Views of a vector, `TILE_ELEMS` elements each; the last one may be shorter, and there is none without elements."""
+    return [vector_E[start : start + TILE_ELEMS] for start in range(0, vector_E.numel(), TILE_ELEMS)]
+
+
+def largest_magnitude(block_E: torch.Tensor) -> float:
+    """The largest |x|, 0 if there are no elements, NaN if one is NaN."""
+    if not block_E.numel():
+        return 0.0
+    lowest, highest = torch.aminmax(block_E.detach())
+    return max(float(highest), -float(lowest))

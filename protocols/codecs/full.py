@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-BytesLike = bytes | bytearray | memoryview
+from protocols.codecs.base import BytesLike, Codec
 
 
 def all_finite(vector: torch.Tensor) -> bool:
@@ -15,21 +15,18 @@ def all_finite(vector: torch.Tensor) -> bool:
     return bool(torch.isfinite(vector.sum(dtype=torch.float32))) or bool(torch.isfinite(vector).all())  # the sum itself may overflow
 
 
-def read_finite(data: BytesLike, dtype: torch.dtype, elems: int) -> torch.Tensor:
+def view_as(data: BytesLike, dtype: torch.dtype, elems: int) -> torch.Tensor:
     """View little-endian bytes as a vector; read-only bytes are copied first, because torch has no read-only tensors.
 
     Raises:
-        ValueError: wrong length, or a number that is NaN or infinite.
+        ValueError: wrong length.
     """
     view = memoryview(data)
     if view.nbytes != elems * dtype.itemsize:
         raise ValueError(f"{view.nbytes} bytes where {elems * dtype.itemsize} were expected")
     if not elems:
         return torch.empty(0, dtype=dtype)
-    vector = torch.frombuffer(bytearray(view) if view.readonly else data, dtype=dtype)
-    if not all_finite(vector):
-        raise ValueError("an element is NaN or infinite")
-    return vector
+    return torch.frombuffer(bytearray(view) if view.readonly else data, dtype=dtype)
 
 
 def bytes_view(array: np.ndarray[Any, Any]) -> BytesLike:
@@ -37,7 +34,7 @@ def bytes_view(array: np.ndarray[Any, Any]) -> BytesLike:
     return array.data.cast("B") if array.size else b""
 
 
-class Fp32Codec:
+class Fp32Codec(Codec):
     """Identity codec."""
 
     name = "fp32"
@@ -50,13 +47,16 @@ class Fp32Codec:
         """Little-endian IEEE fp32; shares memory with the block where it can."""
         return bytes_view(block_E.detach().contiguous().numpy().astype("<f4", copy=False))
 
-    def decode(self, data: BytesLike, elems: int) -> torch.Tensor:
-        """Shares memory with writable `data`.
+    def open(self, data: BytesLike, elems: int) -> torch.Tensor:
+        """The block itself; shares memory with writable `data`.
 
         Raises:
             ValueError: wrong length, NaN or infinity.
         """
-        return read_finite(data, torch.float32, elems)
+        block_E = view_as(data, torch.float32, elems)
+        if not all_finite(block_E):
+            raise ValueError("an element is NaN or infinite")
+        return block_E
 
     def worst_error(self, block_E: torch.Tensor) -> float:
         """Exact: 0."""

@@ -54,7 +54,10 @@ def test_every_section_is_read() -> None:
         (BASE + "[optimizer]\nbetas = [0.9, 1.5]", "optimizer.betas[1] cannot be 1.5: it should be less than 1."),
         (BASE + "[optimizer]\nmomentum = 0.5", 'momentum belongs to name = "sgd"'),
         (BASE + "[schedule]\nwarmup_epochs = 9\ntotal_epochs = 9", "warmup_epochs (9) must be smaller than total_epochs (9)"),
-        (BASE + '[averaging]\ncodec = "int8"', "averaging.codec cannot be 'int8': it should be 'fp32' or 'fp16'."),
+        (
+            BASE + '[averaging]\ncodec = "int3"',
+            "averaging.codec cannot be 'int3': it should be 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'e3m0' or 'adaptive-int8'.",
+        ),
         (BASE + '[data]\nsource = "files"', 'source = "files" needs files'),
         (BASE + '[data]\nfiles = ["a"]', 'only read with source = "files"'),
         (BASE + '[data]\nsource = "files"\nfiles = ["a", "a"]', "a file is listed twice"),
