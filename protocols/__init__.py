@@ -10,7 +10,7 @@ Two peers that disagree about a line of this package cannot work together, so `S
 - `records`, `record_keeping`, `progress`: the shared dictionary, who may write what into it, and what progress records add up to.
 - `messages`, `messages_state`, `frames`: what members say to each other; `proto/` is how it looks on the wire.
 - `layout`, `partition`, `deadline`: named tensors as one flat vector of blocks; who reduces which block; how long to wait.
-- `codecs`, `aggregation`: a block as bytes; many blocks as one.
+- `codecs`, `aggregation`, `parts`: a block as bytes; many blocks as one; a block in either form.
 - `rendezvous`, `butterfly`, `settlement`: the pure machines of one averaging round: who takes part, reduce the blocks, end with the same
   bytes everywhere.
 - `manifest`: the shared state as hash-addressed pieces.

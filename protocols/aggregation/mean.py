@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from protocols.codecs.base import TILE_ELEMS, Part
+from protocols.parts import TILE_ELEMS, Part
 
 _LARGEST = torch.finfo(torch.float32).max
 

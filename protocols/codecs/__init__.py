@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from protocols.codecs.base import Codec, EncodedBlock, Part
+from protocols.codecs.base import Codec
 from protocols.codecs.full import Fp32Codec
 from protocols.codecs.half import Bf16Codec, Fp16Codec
 from protocols.codecs.integer import E3M0Codec, Int4Codec, Int8Codec
@@ -35,4 +35,4 @@ def codec_named(name: str) -> Codec:
     return _CODECS[name]
 
 
-__all__ = ["CODEC_NAMES", "Codec", "EncodedBlock", "Part", "codec_named"]
+__all__ = ["CODEC_NAMES", "Codec", "codec_named"]

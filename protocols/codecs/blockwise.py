@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from protocols.codecs.base import TILE_ELEMS, BytesLike, Codec, largest_magnitude, tiles
+from protocols.codecs.base import BytesLike, Codec, largest_magnitude
 from protocols.codecs.full import bytes_view, view_as
 from protocols.codecs.grouping import Grouping
+from protocols.parts import TILE_ELEMS, tiles
 
 _DROPPED_BITS = np.uint32(15)
 _ROUND_UP = np.uint32(2**15 - 1)

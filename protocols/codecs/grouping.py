@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from protocols.codecs.base import TILE_ELEMS
+from protocols.parts import TILE_ELEMS
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ from abc import abstractmethod
 
 import torch
 
-from protocols.codecs.base import TILE_ELEMS, BytesLike, Codec, largest_magnitude, tiles
+from protocols.codecs.base import BytesLike, Codec, largest_magnitude
 from protocols.codecs.full import bytes_view, view_as
+from protocols.parts import TILE_ELEMS, tiles
 
 
 class HalfBlock:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from protocols.codecs.base import BytesLike, Codec, Part
+from protocols.codecs.base import BytesLike, Codec
+from protocols.parts import Part
 
 SMALL_BLOCK_ELEMS = 2**16
 

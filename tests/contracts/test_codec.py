@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from protocols.codecs import CODEC_NAMES, Codec, codec_named
-from protocols.codecs.base import TILE_ELEMS, read_part
 from protocols.codecs.full import all_finite
+from protocols.parts import TILE_ELEMS, read_part
 
 ALL = [codec_named(name) for name in CODEC_NAMES]
 EACH_CODEC = pytest.mark.parametrize("codec", ALL, ids=CODEC_NAMES)

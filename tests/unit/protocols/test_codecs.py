@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from protocols.aggregation.mean import weighted_mean
 from protocols.codecs import CODEC_NAMES, codec_named
-from protocols.codecs.base import TILE_ELEMS
 from protocols.codecs.blockwise import BlockwiseCodec, scale_values
 from protocols.codecs.policy import SMALL_BLOCK_ELEMS, SizeAdaptiveCodec
+from protocols.parts import TILE_ELEMS
 from protocols.runspec import AveragingSection
 
 INTEGER = ["int8", "int4", "e3m0"]
