@@ -51,3 +51,11 @@ def max_abs_error(file: Path, result_D: NDArray[np.float32], round_number: int) 
         where = (np.arange(start, min(start + CHECK_ELEMS, elems)) - SHIFT_ELEMS * round_number) % elems
         worst = max(worst, float(np.abs(result_D[start : start + where.size] - expected_D[where]).max()))
     return worst
+
+
+def relative_error(file: Path, result_D: NDArray[np.float32], round_number: int) -> float:
+    """Euclidean distance of a round's result, shape (D,), from the exact weighted mean in `file`, in units of that mean's norm."""
+    expected_D = np.roll(np.fromfile(file, dtype=np.float64), SHIFT_ELEMS * round_number)
+    if result_D.shape != expected_D.shape or not np.isfinite(result_D).all():
+        return float("inf")
+    return float(np.linalg.norm(result_D - expected_D) / np.linalg.norm(expected_D))

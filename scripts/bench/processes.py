@@ -17,6 +17,7 @@ SESSION_FIELD = 3
 USER_TICKS_FIELD = 11
 SYSTEM_TICKS_FIELD = 12
 STATE_FIELD = 0
+PARENT_FIELD = 1
 
 
 def _stats() -> Iterator[tuple[int, list[str]]]:
@@ -68,3 +69,29 @@ def end(sessions: set[int], *, grace_s: float) -> None:
             time.sleep(POLL_S)
         else:
             return
+
+
+def descendants(pids: set[int]) -> set[int]:
+    """The given processes that are alive and everything they have started, whatever session it is in."""
+    children: dict[int, list[int]] = {}
+    alive: set[int] = set()
+    for pid, fields in _stats():
+        if fields[STATE_FIELD] != "Z":
+            alive.add(pid)
+            children.setdefault(int(fields[PARENT_FIELD]), []).append(pid)
+    found, rest = set(), [pid for pid in pids if pid in alive]
+    while rest:
+        pid = rest.pop()
+        found.add(pid)
+        rest += children.get(pid, [])
+    return found
+
+
+def await_end(pids: set[int], *, timeout_s: float) -> set[int]:
+    """Wait until none of these processes is alive; returns those that still are when the time is up."""
+    deadline_s = time.monotonic() + timeout_s
+    while left := {pid for pid, fields in _stats() if pid in pids and fields[STATE_FIELD] != "Z"}:
+        if time.monotonic() > deadline_s:
+            return left
+        time.sleep(POLL_S)
+    return set()

@@ -100,7 +100,7 @@ class System(Protocol):
         """End everything this peer has started."""
 
 
-class _Lines:
+class Lines:
     """The pipe to the orchestrator. Standard output is taken away from everybody else, so that no library can break the protocol."""
 
     def __init__(self) -> None:
@@ -108,6 +108,7 @@ class _Lines:
         os.dup2(2, 1)
 
     def send(self, event: str, **fields: object) -> None:
+        """Tell the orchestrator something."""
         self._out.write(json.dumps({"event": event, **fields}) + "\n")
         self._out.flush()
 
@@ -130,7 +131,7 @@ def serve(system: System) -> int:
     Returns:
         Process exit code: 0. A failure ends the process with its traceback, which the orchestrator shows.
     """
-    lines = _Lines()
+    lines = Lines()
     order = lines.receive()
     if order["op"] == "close":
         return 0
@@ -146,7 +147,7 @@ def serve(system: System) -> int:
     return 0
 
 
-def _obey(system: System, task: Task, own_D: NDArray[np.float32], order: dict[str, Any], lines: _Lines) -> None:
+def _obey(system: System, task: Task, own_D: NDArray[np.float32], order: dict[str, Any], lines: Lines) -> None:
     number = int(order["round"])
     if order["op"] == "load":
         system.load(data.rotated(own_D, number))
