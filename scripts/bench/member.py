@@ -177,6 +177,7 @@ class Member:
             "ready_at_s": ready_at_s,
             "finished_at_s": finished_at_s,
             "contributors": len(outcome.contributors),
+            "rounds": [],
             "rel_error": error,
         }
 
