@@ -10,7 +10,7 @@ import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +41,7 @@ from protocols.signing import Sealer
 from scripts.bench.worker import Publish, Task, serve
 
 RUN = RunId(b"\x17" * 32)
+BANDWIDTH_BYTES_PER_S = 10**8
 DAY_S = 86400.0
 T = TypeVar("T")
 
@@ -65,8 +66,7 @@ class SigningKey:
 class Everyone:
     """A directory of peers that never changes during a benchmark."""
 
-    me: PeerId
-    endpoints: dict[PeerId, Endpoint]
+    others: dict[PeerId, Endpoint] = field(default_factory=dict)
 
     def placed(self, epoch: Epoch) -> tuple[frozenset[PeerId], frozenset[PeerId]]:
         """All but us can be dialled."""
@@ -74,17 +74,23 @@ class Everyone:
 
     def live(self, epoch: Epoch) -> frozenset[PeerId]:
         """All but us."""
-        return frozenset(self.endpoints) - {self.me}
+        return frozenset(self.others)
 
     def endpoint(self, peer: PeerId) -> Endpoint | None:
         """Where a peer listens."""
-        return self.endpoints.get(peer)
+        return self.others.get(peer)
 
     async def refresh(self) -> None:
         """Nobody comes."""
 
     def suspect(self, peer: PeerId) -> None:
         """Everybody stays."""
+
+
+def read_endpoint(file: Path) -> Endpoint:
+    """Where a process said that it listens."""
+    found = json.loads(file.read_text())
+    return Endpoint(PeerId.parse(found["peer"]), found["address"], found["certificate"].encode())
 
 
 class Ours:
@@ -95,6 +101,7 @@ class Ours:
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
         self._stack = AsyncExitStack()
         self._rounds = 0
+        self._directory = Everyone()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -133,16 +140,17 @@ class Ours:
             is_banned=lambda peer: False,
         )
         transport = DirectTransport(credentials, f"{task.address}:0", task.address)
-        directory = Everyone(me, {})
         rules = AveragingRules(RUN, task.block_elems, codec_named(task.codec), 64, 10.0, 3.0, task.timeout_s)
         pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="heavy")
         tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         notary = MemberNotary(Sealer(key, chain.to_bytes(), RUN), membership_checker(RUN, authority.public_key), SystemClock())
-        self._averager = Averager(MemberContext(me, transport, directory, notary, rules, tasks, pool), lambda epoch: None)
+        self._averager = Averager(MemberContext(me, transport, self._directory, notary, rules, tasks, pool), lambda epoch: None)
         self._stack.push_async_callback(transport.close)
         address = await self._stack.enter_async_context(transport.serve(self._averager.handlers))
         self._announce(task, me, address, chain)
-        directory.endpoints.update(await self._meet(task))
+        everybody = await self._meet(task)
+        everybody.pop(me, None)
+        self._directory.others.update(everybody)
 
     def _announce(self, task: Task, me: PeerId, address: str, chain: CertificateChain) -> None:
         file = task.directory / f"peer-{task.rank}.json"
@@ -158,9 +166,8 @@ class Ours:
                 file: Path = task.directory / f"peer-{rank}.json"
                 while not file.exists():
                     await asyncio.sleep(0.05)
-                found = json.loads(file.read_text())
-                peer = PeerId.parse(found["peer"])
-                endpoints[peer] = Endpoint(peer, found["address"], found["certificate"].encode())
+                endpoint = read_endpoint(file)
+                endpoints[endpoint.peer] = endpoint
         return endpoints
 
     def load(self, vector_D: NDArray[np.float32]) -> None:
@@ -169,7 +176,7 @@ class Ours:
 
     def average(self) -> int:
         """Gather, exchange and settle one round."""
-        join = Join(Epoch(self._rounds), b"s" * 32, self._weight, 10**8)
+        join = Join(Epoch(self._rounds), b"s" * 32, self._weight, BANDWIDTH_BYTES_PER_S)
         self._rounds += 1
         self._averaged: Averaged = self._run(self._averager.average_epoch(join, self._own_D))
         return len(self._averaged.contributors)
