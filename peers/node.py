@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from peers.averaging.averager import Averager
+from peers.averaging.averager import Averager, RoundDone
 from peers.averaging.context import AveragingRules, MemberContext
 from peers.averaging.gathering import LeftOut
 from peers.bridge import PeerHandle
@@ -111,6 +111,8 @@ class Node:
         self._met_somebody = settings.founder
         self._averager: Averager | None = None
         self.address = ""
+        self.on_round: Callable[[RoundDone], None] = lambda done: None
+        """Called after every round that ended well; for whoever measures."""
 
     # Lifetime
 
@@ -129,7 +131,7 @@ class Node:
         try:
             async with asyncio.TaskGroup() as tasks:
                 context = self._context(tasks, pool)
-                self._averager = Averager(context, self._handle.close_epoch)
+                self._averager = Averager(context, self._handle.close_epoch, self._observe)
                 handlers = merged(self._averager.handlers, self._states.handlers())
                 async with self._transport.serve(handlers) as self.address:
                     background = [tasks.create_task(work) for work in (self._announce(), self._publish(), self._follow(), self._look())]
@@ -150,6 +152,9 @@ class Node:
         notary = MemberNotary(self._sealer, membership, self._clock)
         dialable = self._settings.presence.role != "client"
         return MemberContext(self._me, self._transport, self.roster, notary, self._settings.rules, tasks, pool, dialable)
+
+    def _observe(self, done: RoundDone) -> None:
+        self.on_round(done)
 
     async def _say_goodbye(self) -> None:
         """Tell the others not to wait for us; whether they hear it does not matter."""

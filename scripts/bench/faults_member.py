@@ -66,7 +66,7 @@ class FaultMember(Ours):
         self._run(self._know(Epoch(int(order["epoch"])), [int(rank) for rank in order["processes"]]))
 
     async def _know(self, epoch: Epoch, ranks: list[int]) -> None:
-        self._averager.epoch = epoch
+        self._averager.held_epoch(epoch)
         known = [read_endpoint(self._task.directory / f"peer-{rank}.json") for rank in ranks if rank != self._task.rank]
         self._directory.others.clear()
         self._directory.others.update({endpoint.peer: endpoint for endpoint in known})
@@ -81,7 +81,7 @@ class FaultMember(Ours):
         log.info("epoch %d begins", epoch)
         join = Join(Epoch(epoch), STATE_HASH, self._weight, self._bandwidth)
         try:
-            self._averaged = self._run(self._averager.run_round(join, self._own_D))
+            self._averaged = self._run(self._averager.average_epoch(join, self._own_D))
         except RoundError as error:
             return {"finished_at_s": time.monotonic(), "digest": "", "members": 0, "included": False, "failure": str(error)}
         finished_at_s = time.monotonic()

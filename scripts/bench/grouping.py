@@ -56,7 +56,7 @@ class RoundSeen:
         epoch, index: which round.
         peer: who says so.
         members: its group, itself included.
-        ready_at_s: when it began to look for its group.
+        ready_at_s: when it began to look for its group: at the start of the epoch, or when its round before was done.
         planned_at_s: when it held the plan.
     """
 
@@ -145,10 +145,11 @@ def _note_epoch(ours: Ours, epoch: int, start_at_s: float, crew: Crew, answers: 
         ours.errors.append(answer["rel_error"])
         if answer["status"] != "applied":
             ours.failures.append(f"epoch {epoch}, member {rank}: {answer['status']} {answer['reason']}")
+        ready_at_s = answer["ready_at_s"]
         for seen in answer["rounds"]:
-            ours.rounds.append(
-                RoundSeen(epoch, seen["index"], peer, tuple(seen["members"]), max(seen["ready_at_s"], start_at_s), seen["planned_at_s"])
-            )
+            if seen["included"]:
+                ours.rounds.append(RoundSeen(epoch, seen["index"], peer, tuple(seen["members"]), ready_at_s, seen["planned_at_s"]))
+            ready_at_s = seen["done_at_s"]
 
 
 @dataclass(frozen=True, slots=True)

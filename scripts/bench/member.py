@@ -19,9 +19,11 @@ Orders on standard input, events on standard output, one JSON object a line:
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from typing import Any
 
 import torch
 
+from peers.averaging.averager import RoundDone
 from peers.bridge import Contribution, PeerHandle, PeerService
 from peers.clock import SystemClock
 from peers.identity import Identity, state_dir_lock
@@ -91,12 +94,36 @@ class WatchedHandle(PeerHandle):
     loop: asyncio.AbstractEventLoop
     node: Node
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._rounds: deque[dict[str, Any]] = deque(maxlen=64)
+
     async def serve(self, service: PeerService) -> None:
         """Note who serves us and where."""
         if not isinstance(service, Node):
             raise TypeError("the network thread runs a Node")
         self.node, self.loop = service, asyncio.get_running_loop()
+        service.on_round = self._note_round
         await super().serve(service)
+
+    def _note_round(self, done: RoundDone) -> None:
+        now_s = time.monotonic()
+        self._rounds.append(
+            {
+                "epoch": done.round_id.epoch,
+                "index": done.round_id.index,
+                "members": [str(peer) for peer in done.members],
+                "included": done.included_us,
+                "planned_at_s": now_s - done.exchange_s,
+                "done_at_s": now_s,
+            }
+        )
+
+    def take_rounds(self) -> list[dict[str, Any]]:
+        """The rounds that ended well since the last call; call it between epochs."""
+        rounds = list(self._rounds)
+        self._rounds.clear()
+        return rounds
 
     def on_loop(self, ask: Callable[[], int]) -> int:
         """Call `ask` in the network thread."""
@@ -177,7 +204,7 @@ class Member:
             "ready_at_s": ready_at_s,
             "finished_at_s": finished_at_s,
             "contributors": len(outcome.contributors),
-            "rounds": [],
+            "rounds": self.handle.take_rounds(),
             "rel_error": error,
         }
 
@@ -223,6 +250,7 @@ def main() -> int:
         Process exit code: 0. A failure ends the process with its traceback, which the orchestrator shows.
     """
     lines = Lines()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s.%(msecs)03d %(name)s %(message)s", datefmt="%H:%M:%S")
     order = lines.receive()
     if order["op"] == "close":
         return 0

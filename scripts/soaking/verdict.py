@@ -1,9 +1,9 @@
 """What was recorded of a soak, and whether it is good. Pure.
 
-The rule. Elders live through the whole soak; the first quarter of it is warm-up (allocators, caches, first connections) and not judged. For
-each elder and each quantity a line is fitted by Theil and Sen (the median slope between all pairs of samples, which a few spikes do not
-move), and its rise over the judged time must not exceed `ALLOWED_RISE` of the quantity's median, or `ALLOWED_COUNT` for the small counts, of
-which one more or less is many percent.
+The rule. Elders live through the whole soak; the first quarter of it is warm-up (allocators, caches, first connections) and not judged.
+For each elder and each quantity a line is fitted by Theil and Sen (the median slope between all pairs of samples, which a few spikes do
+not move), and its rise over the judged time must not exceed `ALLOWED_RISE` of the quantity's median, or `ALLOWED_COUNT` for small counts,
+of which one more or less is many percent.
 
 Rounds: between two epochs of the swarm never more than `MAX_PAUSE_S`; a member that is up for a while, and that nobody has stopped lately,
 never more than `MAX_ALONE_S` without a round of its own. Members that close the same epoch together hold the same bytes.
