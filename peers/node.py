@@ -39,6 +39,11 @@ log = logging.getLogger(__name__)
 PRESENCE_EVERY_S = 20.0
 PROGRESS_EVERY_S = 1.0
 REFRESH_EVERY_S = 1.0
+CROWD = 8
+"""A larger swarm speaks and listens less often, or what everybody hears from everybody would grow with the square of its size."""
+
+SLOWEST_CROWD = 4.0
+"""How much less often at most: records must come several times before they count as stale."""
 LOOK_EVERY_S = 0.2
 LEAVE_WITHIN_S = 1.5
 """How long saying goodbye may take."""
@@ -181,7 +186,7 @@ class Node:
             self._news.clear()
             await self._store_record(self._next_progress())
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PROGRESS_EVERY_S):
+                async with asyncio.timeout(PROGRESS_EVERY_S * self._crowd()):
                     await self._news.wait()
 
     async def _store_record(self, record: SealedRecord) -> None:
@@ -218,9 +223,12 @@ class Node:
     async def _follow(self) -> None:
         """Keep the roster fresh."""
         while True:
-            await self.roster.refresh()
+            await self.roster.follow()
             self._show()
-            await asyncio.sleep(REFRESH_EVERY_S)
+            await asyncio.sleep(REFRESH_EVERY_S * self._crowd())
+
+    def _crowd(self) -> float:
+        return min(max(len(self.roster.progress) / CROWD, 1.0), SLOWEST_CROWD)
 
     async def _look(self) -> None:
         """Close the epoch as soon as the swarm has gathered its target."""
@@ -296,6 +304,7 @@ class Node:
             self.roster.note_round(self._last_group, announced.epoch, announced.state_hash, announced.accepted_samples)
         self._last_group = ()
         self._held = announced
+        self.roster.note_epoch(announced.epoch)
         self._report = dataclasses.replace(self._report, samples=0)
         self._epoch_began_at = self._clock.now()
         self._states.announce(announced.state_hash)

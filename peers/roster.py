@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+from collections import deque
 from collections.abc import Iterable
 
 from peers.interfaces import Clock, Endpoint, RecordStore
@@ -18,6 +19,11 @@ log = logging.getLogger(__name__)
 
 OVERDUE_S = 2 * STALE_AFTER_S
 """How long a member that averaged with us is waited for without a word from it."""
+
+PRESENCES_EVERY_S = 5.0
+"""Presences hardly ever change; one is looked for at once when a member without one speaks."""
+
+_REMEMBERED_EPOCHS = 64
 
 
 class Roster:
@@ -43,15 +49,31 @@ class Roster:
         self._fellows: dict[PeerId, Epoch] = {}
         self._read: dict[tuple[str, str], bytes] = {}
         self._refreshing = asyncio.Lock()
+        self._presences_read_at = SwarmTime(0.0)
+        self._held_since: deque[tuple[SwarmTime, Epoch]] = deque(maxlen=_REMEMBERED_EPOCHS)
 
     async def refresh(self) -> None:
         """Read all presences and all progress again; calls at the same time share one reading."""
+        self._presences_read_at = SwarmTime(0.0)
+        await self.follow()
+        if not self._presences_read_at:  # a reading under way had passed them by
+            await self.follow()
+
+    async def follow(self) -> None:
+        """Read all progress again, and presences if that is due: what a member does all the time."""
         if self._refreshing.locked():
             async with self._refreshing:
                 return
         async with self._refreshing:
-            presences = await self._store.get(record_key(self._run, "presence"))
-            progress = await self._store.get(record_key(self._run, "progress"))
+            await self._read_progress()
+            overdue = self._clock.now() - self._presences_read_at >= PRESENCES_EVERY_S
+            if overdue or not self.progress.keys() <= self.presences.keys():
+                self._presences_read_at = self._clock.now()
+                await self._read_presences()
+        self._forget_the_departed(self._clock.now())
+
+    async def _read_presences(self) -> None:
+        presences = await self._store.get(record_key(self._run, "presence"))
         now = self._clock.now()
         for subkey, value in presences.items():
             if self._read.get(("presence", subkey)) == value:
@@ -63,6 +85,10 @@ class Roster:
                 continue
             self.presences[presence.peer] = presence
             self._read["presence", subkey] = value
+
+    async def _read_progress(self) -> None:
+        progress = await self._store.get(record_key(self._run, "progress"))
+        now = self._clock.now()
         for subkey, value in progress.items():
             if self._read.get(("progress", subkey)) == value:
                 continue
@@ -72,7 +98,6 @@ class Roster:
                 log.debug("progress dropped: %s", error)
                 continue
             self._read["progress", subkey] = value
-        self._forget_the_departed(now)
 
     def _forget_the_departed(self, now: SwarmTime) -> None:
         """A long run sees many members; whoever has been silent for longer than its records live is met again as a newcomer."""
@@ -92,6 +117,16 @@ class Roster:
         self.progress[progress.peer] = progress
         if progress.time > self._suspected_at.get(progress.peer, progress.time):
             del self._suspected_at[progress.peer]
+
+    def note_epoch(self, epoch: Epoch) -> None:
+        """We hold this state from now on."""
+        self._held_since.append((self._clock.now(), epoch))
+
+    def _held_at(self, time: SwarmTime, epoch: Epoch) -> Epoch:
+        """Which state we held then, if `epoch` is the one that we hold now."""
+        if not self._held_since or self._held_since[-1][1] != epoch:
+            return epoch
+        return next((held for since, held in reversed(self._held_since) if since <= time), self._held_since[0][1])
 
     def note_round(self, members: Iterable[PeerId], epoch: Epoch, state_hash: bytes, accepted_samples: int) -> None:
         """We closed an epoch together with these members: they are alive and hold what we hold, whenever their records say so.
@@ -119,8 +154,8 @@ class Roster:
         }
 
     def placed(self, epoch: Epoch) -> tuple[frozenset[PeerId], frozenset[PeerId]]:
-        """Members with a place in this epoch's grid, as (dialable, undialable): they hold the state and are at most one epoch from this
-        one, since records lag behind by up to one.
+        """Members with a place in this epoch's grid, as (dialable, undialable): they hold a state, and when they said which, it was at most
+        one epoch from ours of that moment. Records lag behind, by many epochs where these are short, so today's epoch would be no measure.
 
         From announcements alone, whomever we suspect. Whoever closed the epoch before with us counts for a while even if its records
         are overdue.
@@ -133,7 +168,7 @@ class Roster:
             if now - progress.time <= STALE_AFTER_S
             and progress.state_hash
             and progress.phase != "leaving"
-            and abs(progress.epoch - epoch) <= 1
+            and abs(progress.epoch - self._held_at(progress.time, epoch)) <= 1
             and peer in self.presences
         }
         everybody = frozenset(fellows | holders)

@@ -47,6 +47,9 @@ _GET_TIMEOUT_S = 10.0
 _DIAL_TIMEOUT_S = 5.0
 _GRACE_S = 0.5  # once one initial peer has answered, the others get this long
 _CLOSE_TIMEOUT_S = 2.0
+_BEAM = 8
+"""Nodes asked in a look-up. A record lies on the five nearest; hivemind would ask twenty, of which fifteen have nothing to say."""
+
 _MAX_HANDLING = 256
 _MAX_SKEWS = 64
 _MAX_REPLY_BYTES = MAX_CONTROL_MESSAGE_BYTES - 2**16
@@ -301,7 +304,7 @@ class HivemindStore:
         token = _current_put.set(put)
         try:
             async with asyncio.timeout(_PUT_TIMEOUT_S):
-                await self._dht.store(key, blob, float(expires_at), subkey=subkey)
+                await self._dht.store(key, blob, float(expires_at), subkey=subkey, beam_size=_BEAM)
         except TimeoutError:
             log.warning("storing a record took too long key=%s subkey=%s", key, subkey)
         except _HIVEMIND_FAILURES:
@@ -316,7 +319,7 @@ class HivemindStore:
             return {}
         try:
             async with asyncio.timeout(_GET_TIMEOUT_S):
-                found = await self._dht.get(key, latest=True)
+                found = await self._dht.get(key, latest=True, beam_size=_BEAM)
         except TimeoutError:
             log.warning("reading a key took too long key=%s", key)
             return {}

@@ -193,11 +193,10 @@ class Member:
         ready_at_s = time.monotonic()
         outcome = self.handle.average(Contribution(epoch, self.trainer.vector_D, self._part.weight, state_at(epoch).state_hash))
         finished_at_s = time.monotonic()
+        self.trainer.hold(Epoch(epoch + 1))  # whatever came of it: one failure is to count once, not in all epochs that follow
         error = float("inf")
-        if outcome.vector is not None:
-            self.trainer.hold(Epoch(epoch + 1))
-            if self._part.expected is not None:
-                error = data.relative_error(self._part.expected, outcome.vector.numpy(), epoch)
+        if outcome.vector is not None and self._part.expected is not None:
+            error = data.relative_error(self._part.expected, outcome.vector.numpy(), epoch)
         return {
             "status": outcome.status.value,
             "reason": outcome.reason,
