@@ -49,6 +49,7 @@ from scripts.bench.worker import EXPECTED_FILE
 KINDS = ("sender", "reducer", "proposer", "blackhole")
 ALLOWED_S = {"sender": 1.0, "reducer": 1.0, "proposer": 1.0, "blackhole": 4.0}
 ELEMS_PER_MIB = 2**20 // 4
+BLOCK_ELEMS = 2**20
 SEED = 22
 SPARES = 6
 FIRST_ROUNDS = 5
@@ -167,6 +168,9 @@ class Arena:
             directory=str(self._members),
             timeout_s=ROUND_TIMEOUT_S,
             bootstrap={},
+            address="127.0.0.1",
+            link_bytes_per_s=None,
+            block_elems=BLOCK_ELEMS,
         )
         return process
 

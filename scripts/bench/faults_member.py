@@ -2,8 +2,8 @@
 
 Orders and events as lines of JSON:
 
-    {"op": "open", "rank", "peers", "elems", "seed", "codec", "weights", "directory", "timeout_s", "bootstrap"}
-        -> {"event": "bootstrap"}, {"event": "ready"}           as `scripts.bench.worker`; "rank" numbers the processes, spares included
+    {"op": "open", "rank", "peers", "elems", "seed", "codec", "weights", ...}     fields of `scripts.bench.worker.Task`
+        -> {"event": "ready"}                                   "rank" numbers the processes, spares included
     {"op": "meet", "slot", "epoch", "bandwidth", "processes": [rank, ...]}  -> {"event": "met"}       who takes part from now on
     {"op": "load", "epoch"}                                                 -> {"event": "loaded"}
     {"op": "average", "epoch", "start_at_s"}
@@ -33,7 +33,7 @@ from protocols.errors import RoundError
 from protocols.ids import Epoch, PeerId
 from protocols.messages import Join
 from scripts.bench import data
-from scripts.bench.averaging_ours import BLOCK_ELEMS, Ours, read_endpoint
+from scripts.bench.averaging_ours import Ours, read_endpoint
 from scripts.bench.worker import EXPECTED_FILE, Lines, Publish, Task
 
 log = logging.getLogger("faults_member")
@@ -104,7 +104,7 @@ class FaultMember(Ours):
             weight, total = self._task.weights[without], sum(self._task.weights)
             part_D = data.rotated(data.vector(self._task.seed, without, self._task.elems), epoch).astype(np.float64)
             allowed.append((whole_D * total - part_D * weight) / (total - weight))
-        return count_wrong(self.result(), allowed, BLOCK_ELEMS)
+        return count_wrong(self.result(), allowed, self._task.block_elems)
 
 
 def count_wrong(result_D: np.ndarray[Any, Any], allowed: list[np.ndarray[Any, Any]], block_elems: int) -> int:
