@@ -91,7 +91,15 @@ class Crew:
         self.members: dict[int, CrewMember] = {}
 
     def start(self, rank: int, weight: float, invite: str | None, *, role: str = "trainer", expected: Path | None = None) -> CrewMember:
-        """Start one member; `await_ready` says when it is up. Without an invite it founds the run."""
+        """Start one member; `await_ready` says when it is up. Without an invite it founds the run.
+
+        Args:
+            rank: of a member that was never started before.
+            weight: samples that its vector stands for.
+            invite: how it gets in.
+            role: "trainer", "helper" or "client".
+            expected: file with the exact mean of an epoch; None: results are not judged.
+        """
         state_dir = self._directory / f"member-{rank}"
         if invite is None:
             self._write_run(state_dir)

@@ -126,6 +126,10 @@ class Worker:
             raise BenchmarkError(f"{self.name} {said} instead of saying '{event}'.{self._last_words()}")
         return got
 
+    def has_news(self) -> bool:
+        """Whether the next `expect` returns, or fails, at once."""
+        return not self._events.empty()
+
     def hang_up(self) -> None:
         """Close the pipe to the worker, which it takes as the order to close."""
         if self._process.stdin is not None:

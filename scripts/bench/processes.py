@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 POLL_S = 0.05
 
 # Fields of /proc/PID/stat counted from the one after the command name, which may itself hold spaces and parentheses.
@@ -18,6 +19,7 @@ USER_TICKS_FIELD = 11
 SYSTEM_TICKS_FIELD = 12
 STATE_FIELD = 0
 PARENT_FIELD = 1
+START_FIELD = 19
 
 
 def _stats() -> Iterator[tuple[int, list[str]]]:
@@ -69,6 +71,30 @@ def end(sessions: set[int], *, grace_s: float) -> None:
             time.sleep(POLL_S)
         else:
             return
+
+
+def born(pids: set[int]) -> dict[int, int]:
+    """When each of these processes was started, in clock ticks since the machine was: a number that has been given out again shows."""
+    return {pid: int(fields[START_FIELD]) for pid, fields in _stats() if pid in pids and fields[STATE_FIELD] != "Z"}
+
+
+def rss_mib(pid: int) -> float:
+    """Resident memory of a process, MiB.
+
+    Raises:
+        OSError: it has ended.
+    """
+    resident_pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return resident_pages * PAGE_BYTES / 2**20
+
+
+def descriptors(pid: int) -> int:
+    """File descriptors that a process holds.
+
+    Raises:
+        OSError: it has ended.
+    """
+    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def descendants(pids: set[int]) -> set[int]:

@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Mapping
 
 import pytest
 
-from peers.roster import Roster
+from peers.roster import PRESENCES_EVERY_S, Roster
 from peers.simulation import run_simulated
 from protocols.certificate_chain import CertificateChain
 from protocols.ids import Epoch, PeerId, SwarmTime
@@ -297,5 +297,71 @@ def test_what_a_round_showed_does_not_hide_what_a_member_says_later() -> None:
         await scene.says(A, epoch=4, state=b"o" * 32)
         await scene.roster.refresh()
         assert scene.roster.progress[A].state_hash == b"o" * 32
+
+    play(main())
+
+
+def _presences_read(scene: Scene) -> int:
+    return scene.store.asked.count(record_key(world().run, "presence"))
+
+
+def test_following_reads_presences_only_now_and_then() -> None:
+    async def main() -> None:
+        scene = Scene()
+        await scene.everybody()
+        before = _presences_read(scene)
+        for _ in range(3):
+            scene.pass_time(1.0)
+            await scene.roster.follow()
+        assert _presences_read(scene) == before
+        scene.pass_time(PRESENCES_EVERY_S)
+        await scene.roster.follow()
+        assert _presences_read(scene) == before + 1
+
+    play(main())
+
+
+def test_a_member_without_a_presence_is_looked_for_at_once() -> None:
+    async def main() -> None:
+        scene = Scene()
+        await scene.announces(A)
+        await scene.says(A)
+        await scene.roster.refresh()
+        await scene.announces(B)
+        await scene.says(B)
+        scene.pass_time(1.0)
+        await scene.roster.follow()
+        assert scene.roster.live(Epoch(3)) == {A, B}
+
+    play(main())
+
+
+def test_a_refresh_reads_presences_even_if_a_reading_without_them_is_under_way() -> None:
+    async def main() -> None:
+        scene = Scene()
+        await scene.everybody()
+        before = _presences_read(scene)
+        await asyncio.gather(scene.roster.follow(), scene.roster.refresh())
+        assert _presences_read(scene) == before + 1
+
+    play(main())
+
+
+def test_where_epochs_are_short_a_record_is_held_against_the_epoch_of_its_time() -> None:
+    async def main() -> None:
+        scene = Scene()
+        scene.roster.note_epoch(Epoch(3))
+        await scene.announces(A, B)
+        await scene.says(A, epoch=3)
+        await scene.says(B, epoch=0)
+        await scene.roster.refresh()
+        for epoch in range(4, 9):
+            scene.pass_time(0.5)
+            scene.roster.note_epoch(Epoch(epoch))
+        assert scene.roster.live(Epoch(8)) == {A}, "A said epoch 3 when we held 3; B was far behind then"
+        scene.pass_time(0.5)
+        await scene.says(A, epoch=3)
+        await scene.roster.refresh()
+        assert scene.roster.live(Epoch(8)) == frozenset(), "A says epoch 3 again although we hold 8"
 
     play(main())
