@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import heapq
 import random
 from asyncio import base_events
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any, TypeVar, TypeVarTuple
@@ -18,8 +20,8 @@ from typing import Any, TypeVar, TypeVarTuple
 _Result = TypeVar("_Result")
 _Arguments = TypeVarTuple("_Arguments")
 
-_RESOLUTION_S = 1e-9
 _SHOWN_TASKS = 10
+_MIN_CANCELLED = 100
 
 
 class SimulationError(Exception):
@@ -46,28 +48,52 @@ class _NumberedTask(asyncio.Task[Any]):
         return cls(coro, loop=loop, context=context)
 
 
-class _VirtualSelector:
-    """Stands where the loop expects its poller: passes the time that a real one would wait."""
+class _Event(asyncio.TimerHandle):
+    """A call that will be made: what `asyncio.TimerHandle` offers, without the bookkeeping that only real loops need."""
 
-    def __init__(self, loop: SimulatedLoop) -> None:
+    __slots__ = ()
+
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: SimulatedLoop,
+        when_s: float,
+        context: contextvars.Context | None,
+    ) -> None:
+        self._callback = callback
+        self._args = args
         self._loop = loop
+        self._when = when_s
+        self._context = contextvars.copy_context() if context is None else context
+        self._cancelled = False
+        self._scheduled = False
+        self._repr = None
+        self._source_traceback = None
 
-    def select(self, timeout: float | None) -> list[object]:
-        """Nothing ever arrives from outside; `timeout` None means that nothing inside will happen either."""
-        if timeout is None:
-            raise SimulationError(
-                f"deadlock at {self._loop.time():.6f} s: no task can run and no timer is set; {self._loop.describe_tasks()}"
-            )
-        if timeout > 0:
-            self._loop.pass_time(timeout)
-        return []
+    def make(self) -> None:
+        """Make the call, unless it was cancelled."""
+        if not self._cancelled:
+            try:
+                self._context.run(self._callback, *self._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001  # the loop is the last owner of a callback, as in asyncio
+                self._loop.call_exception_handler({"message": f"exception in {self._callback}", "exception": error, "handle": self})
 
-    def close(self) -> None:
-        """Nothing to close."""
+    def cancel(self) -> None:
+        """Never make it."""
+        if not self._cancelled:
+            self._cancelled = True
+            self._loop.note_cancelled()
+            self._callback = self._args = None  # type: ignore[assignment]  # what they hold may be large
 
 
 class SimulatedLoop(base_events.BaseEventLoop):
     """The event loop of a simulation. Use `run_simulated`.
+
+    Calls are made in the order in which they were asked for; the clock moves only when none is left, exactly to the time of the next timer,
+    and timers of one instant fire in the order in which they were set.
 
     Args:
         seed: of `random`, the generator that everything in the simulation may draw from.
@@ -80,21 +106,72 @@ class SimulatedLoop(base_events.BaseEventLoop):
         self._limit_s = limit_s
         self._now_s = 0.0
         self._tasks_born = 0
-        self._selector = _VirtualSelector(self)
-        self._clock_resolution = _RESOLUTION_S  # timers due within it count as due: must exceed a float's rounding
-        self._scheduled: list[asyncio.TimerHandle]
+        self._timers_born = 0
+        self._timers_cancelled = 0
+        self._soon: deque[_Event] = deque()
+        self._timers: list[tuple[float, int, _Event]] = []
+        self._stopping = False
         self.set_task_factory(_NumberedTask.create)
 
     def time(self) -> float:
         """Virtual seconds since the start."""
         return self._now_s
 
-    def pass_time(self, at_most_s: float) -> None:
+    def call_soon(
+        self, callback: Callable[[*_Arguments], object], *args: *_Arguments, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        """As in asyncio."""
+        event = _Event(callback, args, self, self._now_s, context)
+        self._soon.append(event)
+        return event
+
+    call_soon_threadsafe = call_soon  # there are no threads
+
+    def call_at(
+        self, when: float, callback: Callable[[*_Arguments], object], *args: *_Arguments, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As in asyncio; a time that has passed means now."""
+        event = _Event(callback, args, self, when, context)
+        self._timers_born += 1
+        heapq.heappush(self._timers, (when, self._timers_born, event))
+        return event
+
+    def call_later(
+        self, delay: float, callback: Callable[[*_Arguments], object], *args: *_Arguments, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As in asyncio."""
+        return self.call_at(self._now_s + delay, callback, *args, context=context)
+
+    def note_cancelled(self) -> None:
+        """An event of ours was cancelled; where many were, they are thrown away before their time."""
+        self._timers_cancelled += 1
+        if self._timers_cancelled > _MIN_CANCELLED and 2 * self._timers_cancelled > len(self._timers):
+            self._timers = [timer for timer in self._timers if not timer[2].cancelled()]
+            heapq.heapify(self._timers)
+            self._timers_cancelled = 0
+
+    def _run_once(self) -> None:
+        """What `run_forever` calls until it is told to stop."""
+        soon = self._soon
+        while not self._stopping:
+            if soon:
+                soon.popleft().make()
+            else:
+                self._pass_time()
+
+    def _pass_time(self) -> None:
         """Jump to the next timer (exactly, so that sums of delays come out as computed by hand)."""
-        then_s = min(self._scheduled[0].when(), self._now_s + at_most_s + _RESOLUTION_S) if self._scheduled else self._now_s + at_most_s
+        timers = self._timers
+        while timers and timers[0][2].cancelled():
+            heapq.heappop(timers)
+        if not timers:
+            raise SimulationError(f"deadlock at {self._now_s:.6f} s: no task can run and no timer is set; {self.describe_tasks()}")
+        then_s = timers[0][0]
         if then_s > self._limit_s:
             raise SimulationError(f"still running at its limit of {self._limit_s} virtual seconds; {self.describe_tasks()}")
         self._now_s = max(self._now_s, then_s)
+        while timers and timers[0][0] <= self._now_s:
+            self._soon.append(heapq.heappop(timers)[2])
 
     def next_task_number(self) -> int:
         """Birth number of the next task, from 1."""
@@ -125,9 +202,6 @@ class SimulatedLoop(base_events.BaseEventLoop):
         except Exception as error:  # noqa: BLE001  # belongs to whoever awaits the future, as with a real executor
             future.set_exception(error)
         return future
-
-    def _process_events(self, event_list: list[object]) -> None:
-        """No events from outside."""
 
     def _write_to_self(self) -> None:
         """Nobody sleeps in a real poller, so nobody needs waking."""

@@ -18,7 +18,6 @@ Latency, jitter and loss of a path are the worse of its two ends. Header bytes a
 from __future__ import annotations
 
 import asyncio
-import heapq
 import math
 import random
 from collections.abc import Callable, Collection
@@ -105,6 +104,10 @@ class _Parcel:
     lane: Lane | None  # None: a request or reply, which may vanish
 
 
+def _nothing() -> None:
+    """Nothing is delivered."""
+
+
 class SimulatedNetwork:
     """All hosts and everything in flight between them. Lives in one simulated loop.
 
@@ -121,9 +124,6 @@ class SimulatedNetwork:
         self._hosts: dict[PeerId, Host] = {}
         self._cuts: list[tuple[frozenset[PeerId], frozenset[PeerId]]] = []
         self._waiting_for_heal: list[_Parcel] = []
-        self._events: list[tuple[float, int, Callable[[], None]]] = []  # the number keeps events of one instant in order
-        self._events_born = 0
-        self._timer: asyncio.TimerHandle | None = None
 
     def host(self, peer: PeerId) -> Host:
         """The host of `peer`; every peer has one."""
@@ -156,7 +156,7 @@ class SimulatedNetwork:
         """
         host = self.host(peer)
         host.crashed = True
-        self._observe("crash", host, host, 0)
+        self._observe("crash", _Parcel(host, host, 0, _nothing, None))
         listener, host.listener = host.listener, None
         if listener is not None:
             listener.crash()
@@ -168,7 +168,7 @@ class SimulatedNetwork:
         """Let `peer` run again. It has no streams and serves nothing until a transport serves again."""
         host = self.host(peer)
         host.crashed = False
-        self._observe("restart", host, host, 0)
+        self._observe("restart", _Parcel(host, host, 0, _nothing, None))
 
     def post(self, source: Host, target: Host, size_bytes: int, deliver: Callable[[], None], lane: Lane | None) -> None:
         """Send `size_bytes`; `deliver` is called when the last of them has arrived.
@@ -187,20 +187,21 @@ class SimulatedNetwork:
         if self._is_cut(source, target):
             self._waiting_for_heal.append(_Parcel(source, target, 0, deliver, Lane()))
             return
-        self._schedule(self._latency_s(source, target), deliver)
+        asyncio.get_running_loop().call_later(self._latency_s(source, target), deliver)
 
     def _launch(self, parcel: _Parcel, extra_s: float) -> None:
         source, target = parcel.source, parcel.target
-        self._observe("send", source, target, parcel.size_bytes)
-        start_s = max(asyncio.get_running_loop().time(), source.uplink_free_s)
+        loop = asyncio.get_running_loop()
+        self._observe("send", parcel)
+        start_s = max(loop.time(), source.uplink_free_s)
         sending_s = parcel.size_bytes / source.spec.bandwidth_bytes_per_s
         source.uplink_free_s = start_s + sending_s
-        if self._stopped_by_cut(parcel):
+        if self._cuts and self._stopped_by_cut(parcel):
             return
         loss = max(source.spec.loss, target.spec.loss)
         losses = 0
         while loss and self._random.random() < loss:
-            self._observe("loss", source, target, parcel.size_bytes)
+            self._observe("loss", parcel)
             if parcel.lane is None:
                 return
             extra_s += RETRANSMISSION_TIMEOUT_S * 2**losses
@@ -209,30 +210,32 @@ class SimulatedNetwork:
         first_byte_s = start_s + self._latency_s(source, target) + extra_s + (self._random.uniform(0.0, jitter_s) if jitter_s else 0.0)
         if parcel.lane is not None:
             first_byte_s = parcel.lane.first_byte_s = max(first_byte_s, parcel.lane.first_byte_s)
-        last_byte_s = first_byte_s + sending_s
-        self._schedule_at(first_byte_s, lambda: self._arrive(parcel, last_byte_s))
+        loop.call_at(first_byte_s, self._arrive, parcel, first_byte_s + sending_s)
 
     def _arrive(self, parcel: _Parcel, last_byte_s: float) -> None:
-        if self._stopped_by_cut(parcel):
+        if self._cuts and self._stopped_by_cut(parcel):
             return
         target = parcel.target
-        start_s = max(asyncio.get_running_loop().time(), target.downlink_free_s)
-        target.downlink_free_s = start_s + parcel.size_bytes / target.downlink_bytes_per_s
+        loop = asyncio.get_running_loop()
+        target.downlink_free_s = max(loop.time(), target.downlink_free_s) + parcel.size_bytes / target.downlink_bytes_per_s
         due_s = max(target.downlink_free_s, last_byte_s)
         if parcel.lane is not None:
             due_s = parcel.lane.delivered_s = max(due_s, parcel.lane.delivered_s)
-        self._schedule_at(due_s, lambda: self._deliver(parcel))
+        if due_s <= loop.time():
+            self._deliver(parcel)
+        else:
+            loop.call_at(due_s, self._deliver, parcel)
 
     def _deliver(self, parcel: _Parcel) -> None:
-        if self._stopped_by_cut(parcel):
+        if self._cuts and self._stopped_by_cut(parcel):
             return
-        self._observe("deliver", parcel.source, parcel.target, parcel.size_bytes)
+        self._observe("deliver", parcel)
         parcel.deliver()
 
     def _stopped_by_cut(self, parcel: _Parcel) -> bool:
         if not self._is_cut(parcel.source, parcel.target):
             return False
-        self._observe("cut", parcel.source, parcel.target, parcel.size_bytes)
+        self._observe("cut", parcel)
         if parcel.lane is not None:
             self._waiting_for_heal.append(parcel)
         return True
@@ -245,27 +248,7 @@ class SimulatedNetwork:
     def _latency_s(source: Host, target: Host) -> float:
         return max(source.spec.latency_s, target.spec.latency_s)
 
-    def _observe(self, event: str, source: Host, target: Host, size_bytes: int) -> None:
+    def _observe(self, event: str, parcel: _Parcel) -> None:
         if self._observer is not None:
-            self._observer(asyncio.get_running_loop().time(), event, source.peer, target.peer, size_bytes)
-
-    def _schedule(self, delay_s: float, action: Callable[[], None]) -> None:
-        self._schedule_at(asyncio.get_running_loop().time() + delay_s, action)
-
-    def _schedule_at(self, when_s: float, action: Callable[[], None]) -> None:
-        self._events_born += 1
-        heapq.heappush(self._events, (when_s, self._events_born, action))
-        if self._timer is None or when_s < self._timer.when():
-            self._arm()
-
-    def _arm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(self._events[0][0], self._run_due) if self._events else None
-
-    def _run_due(self) -> None:
-        self._timer = None
-        due_s = max(asyncio.get_running_loop().time(), self._events[0][0])
-        while self._events and self._events[0][0] <= due_s:
-            heapq.heappop(self._events)[2]()
-        self._arm()
+            now_s = asyncio.get_running_loop().time()
+            self._observer(now_s, event, parcel.source.peer, parcel.target.peer, parcel.size_bytes)
