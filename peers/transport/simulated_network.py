@@ -5,8 +5,8 @@ Model of a message of n bytes from a to b:
     uplink     a's uplink sends one message after the other: it leaves at max(now, uplink free) and takes n / uplink bandwidth
     path       its first byte arrives after latency + jitter (uniform in [0, jitter]); messages of one stream never overtake each other
     downlink   b's downlink takes them in order of arrival, each for n / downlink bandwidth; the last byte cannot come before it was sent
-    loss       a lost request or reply vanishes, and the caller times out; a lost stream message arrives late, after one retransmission
-               timeout, doubled for each further loss, as TCP does. A lossy link slows streams down but never breaks them
+    loss       a lost message arrives late, after one retransmission timeout, doubled for each further loss, as TCP does. A lossy link
+               slows calls and streams down but never breaks them
     cut        a partition or black hole lets nothing through and resets nothing: requests and replies vanish; stream messages wait
                and arrive one retransmission timeout after `heal`, if their stream still lives
     crash      a process dies on a host that goes on: its streams are reset (one latency later at the other side), whoever dials it
@@ -41,7 +41,7 @@ class LinkSpec:
         latency_s: one way, to anybody.
         jitter_s: largest extra delay of a message.
         bandwidth_bytes_per_s: uplink, and downlink unless given.
-        loss: probability that a message is lost, in [0, 1).
+        loss: probability that a message has to be sent again, in [0, 1).
         downlink_bytes_per_s: downlink, where it differs.
 
     Raises:
@@ -101,7 +101,7 @@ class _Parcel:
     target: Host
     size_bytes: int
     deliver: Callable[[], None]
-    lane: Lane | None  # None: a request or reply, which may vanish
+    lane: Lane | None  # None: a request or reply, which vanishes at a cut
 
 
 def _nothing() -> None:
@@ -178,7 +178,7 @@ class SimulatedNetwork:
             target: receiving host.
             size_bytes: payload, 0 for a mark such as "finished".
             deliver: must not raise.
-            lane: the stream's direction; None for a request or reply, which vanishes when it is lost or meets a cut.
+            lane: the stream's direction; None for a request or reply, which vanishes when it meets a cut.
         """
         self._launch(_Parcel(source, target, size_bytes, deliver, lane), 0.0)
 
@@ -202,8 +202,6 @@ class SimulatedNetwork:
         losses = 0
         while loss and self._random.random() < loss:
             self._observe("loss", parcel)
-            if parcel.lane is None:
-                return
             extra_s += RETRANSMISSION_TIMEOUT_S * 2**losses
             losses += 1
         jitter_s = max(source.spec.jitter_s, target.spec.jitter_s)
