@@ -11,11 +11,12 @@ A frame is a 24-byte little-endian header followed by raw bytes:
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
+from blake3 import blake3
 
 from protocols.errors import RemoteProtocolError
 from protocols.ids import BlockIndex, PeerId
@@ -45,12 +46,14 @@ class BlockBytes:
         block: which block.
         data: its encoding.
         contributors: bit i is set if member i of the plan went into a result; 0 for a part.
+        content: `content_hash` of the data of a result; empty if nobody has computed it yet.
     """
 
     kind: FrameKind
     block: BlockIndex
     data: BytesLike
     contributors: int = 0
+    content: bytes = b""
 
 
 HEARTBEAT = _HEADER.pack(FrameKind.HEARTBEAT, _RESERVED, 0, 0, 0, 0)
@@ -69,20 +72,36 @@ def frames_of(item: BlockBytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[byte
         yield b"".join(frame_parts(item, offset, chunk_bytes))
 
 
+def fresh_buffer(_block: BlockIndex, total_bytes: int) -> BytesLike:
+    """Memory for one encoded block."""
+    return np.empty(total_bytes, dtype=np.uint8).data
+
+
 class FrameReader:
     """Puts the frames of one stream together again, believing nothing.
+
+    Results are hashed chunk by chunk, while a chunk is still in the processor's cache.
 
     Args:
         sender: whom to blame.
         kind: the only kind of block this stream may carry.
         expected_bytes: block -> exact length of its encoding; a block that is absent, or comes twice, is refused.
+        buffer_for: gives the memory (writable, of just that length) that an encoded block is put together in.
     """
 
-    def __init__(self, sender: PeerId, kind: FrameKind, expected_bytes: dict[BlockIndex, int]) -> None:
+    def __init__(
+        self,
+        sender: PeerId,
+        kind: FrameKind,
+        expected_bytes: dict[BlockIndex, int],
+        buffer_for: Callable[[BlockIndex, int], BytesLike] = fresh_buffer,
+    ) -> None:
         self._sender = sender
         self._kind = kind
         self._waiting = dict(expected_bytes)
+        self._buffer_for = buffer_for
         self._current: BlockBytes | None = None
+        self._hasher = blake3()
         self._filled = 0
 
     @property
@@ -109,7 +128,8 @@ class FrameReader:
         if self._current is None:
             if block not in self._waiting or offset != 0 or total != self._waiting[block]:
                 raise RemoteProtocolError(self._sender, f"block {block} of {total} bytes at offset {offset} was not expected")
-            self._current = BlockBytes(self._kind, block, np.empty(total, dtype=np.uint8).data, contributors)
+            self._current = BlockBytes(self._kind, block, self._buffer_for(block, total), contributors)
+            self._hasher = blake3()
             self._filled = 0
         return self._append(block, offset, total, contributors, memoryview(frame)[_HEADER.size :])
 
@@ -122,8 +142,10 @@ class FrameReader:
             raise RemoteProtocolError(self._sender, f"a chunk of {len(chunk)} bytes does not fit block {block}")
         memoryview(current.data)[offset : offset + len(chunk)] = chunk
         self._filled = offset + len(chunk)
+        if self._kind is FrameKind.RESULT:
+            self._hasher.update(chunk)
         if self._filled < total:
             return None
         del self._waiting[block]
         self._current = None
-        return current
+        return replace(current, content=self._hasher.digest()) if self._kind is FrameKind.RESULT else current

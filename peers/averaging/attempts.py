@@ -41,7 +41,7 @@ async def average_by_plan(
         RoundError: no agreement.
     """
     first_digest = plan.digest
-    result = rounds.results[first_digest] = RoundResult(context.blocks_of(own_D.numel()))
+    result = rounds.results[first_digest] = RoundResult(context.blocks_of(own_D.numel()), context.rules.codec)
     try:
         while True:
             verdict = await _Attempt(context, rounds, plan, first_digest, blame).run(own_D, result)

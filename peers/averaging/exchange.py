@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import torch
 
@@ -26,6 +27,7 @@ from protocols.messages import Plan
 from protocols.proto.swarm.v1 import control_pb2 as pb
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Exchange:
@@ -124,7 +126,7 @@ class Exchange:
                 item = reader.feed(await next_frame(stream, self._context.rules.stall_timeout_s))
                 self._heard_at_s[sender] = asyncio.get_running_loop().time()
                 if item:
-                    part_E = await self._decoded(item, stream)
+                    part_E = await self._checked(stream, item, lambda i=item: self._decode(i))  # type: ignore[misc]
                     self._part_arrived(sender, item.block, part_E)
         except RemoteProtocolError as error:
             self._sender_gone(sender, error.reason)
@@ -132,12 +134,18 @@ class Exchange:
         except (RemoteTimeout, RemoteRefusal) as error:
             self._sender_gone(sender, error.reason)
 
-    async def _decoded(self, item: BlockBytes, stream: Stream) -> torch.Tensor:
-        elems = self._result.blocks.elems(item.block)
+    async def _checked(self, stream: Stream, item: BlockBytes, work: Callable[[], T]) -> T:
+        """Run work on what a member sent in the pool; what it cannot decode is that member's fault."""
         try:
-            return await self._context.heavy(lambda: self._codec.decode(item.data, elems))
+            return await self._context.heavy(work)
         except ValueError as error:
             raise RemoteProtocolError(stream.peer, f"block {item.block}: {error}") from error
+
+    def _decode(self, item: BlockBytes) -> torch.Tensor:
+        return self._codec.decode(item.data, self._result.blocks.elems(item.block))
+
+    def _keep(self, item: BlockBytes) -> None:
+        self._result.put(item, self._decode(item))
 
     def _part_arrived(self, sender: int, block: BlockIndex, part_E: torch.Tensor) -> None:
         if sender not in self._left_out:
@@ -255,15 +263,14 @@ class Exchange:
             raise RemoteRefusal(stream.peer, "slow", f"its results had not come after {patience_s:.1f} s") from error
 
     async def _take_all_results(self, stream: Stream, reducer: int) -> None:
-        reader = FrameReader(stream.peer, FrameKind.RESULT, self._expected_bytes(reducer))
+        reader = FrameReader(stream.peer, FrameKind.RESULT, self._expected_bytes(reducer), self._result.buffer_for)
         while not reader.complete:
             item = reader.feed(await next_frame(stream, self._context.rules.stall_timeout_s))
             if item:
                 contributors = contributors_in(self._plan, item.contributors)
                 if contributors is None or not self._plan.absent.isdisjoint(contributors):
                     raise RemoteProtocolError(stream.peer, f"block {item.block} names contributors that the plan does not have")
-                decoded_E = await self._decoded(item, stream)
-                await self._context.heavy(lambda i=item, d=decoded_E: self._result.put(i, d))  # type: ignore[misc]
+                await self._checked(stream, item, lambda i=item: self._keep(i))  # type: ignore[misc]
 
     async def _contribute_to_self(self) -> None:
         if self._me in senders_of(self._plan):

@@ -12,7 +12,7 @@ from peers.interfaces import Stream
 from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.frames import HEARTBEAT, BlockBytes, FrameKind, FrameReader, frames_of
 from protocols.ids import BlockIndex, PeerId
-from protocols.messages import BlocksRequest, block_hash, content_hash
+from protocols.messages import BlocksRequest, block_hash
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ async def fetch_blocks(
 
 
 def _keep(context: MemberContext, holder: PeerId, item: BlockBytes, wanted: Mapping[BlockIndex, bytes], result: RoundResult) -> None:
-    if block_hash(content_hash(item.data), item.contributors) != wanted[item.block]:
+    if block_hash(item.content, item.contributors) != wanted[item.block]:
         raise RemoteProtocolError(holder, f"block {item.block} is not the one that was agreed")
     try:
         result.put(item, context.rules.codec.decode(item.data, result.blocks.elems(item.block)))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
-from protocols.frames import BlockBytes
+from protocols.codecs import Codec
+from protocols.codecs.full import Fp32Codec
+from protocols.frames import BlockBytes, BytesLike, fresh_buffer
 from protocols.ids import BlockIndex
 from protocols.layout import Blocks
 from protocols.messages import block_hash, content_hash
@@ -15,14 +19,24 @@ class RoundResult:
 
     Args:
         blocks: how it is cut.
+        codec: how blocks travel.
     """
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(self, blocks: Blocks, codec: Codec) -> None:
         self.blocks = blocks
+        self._in_place = isinstance(codec, Fp32Codec) and sys.byteorder == "little"
         self.averaged_D = torch.empty(blocks.size_elems, dtype=torch.float32)
         self.masks: dict[BlockIndex, int] = {}
         self.contents: list[bytes] = [b""] * blocks.count
         self.hashes: list[bytes] = [b""] * blocks.count
+
+    def buffer_for(self, block: BlockIndex, total_bytes: int) -> BytesLike:
+        """Where an encoded block is received: in its place, if its encoding is what is kept there. What was held there is lost."""
+        if not self._in_place:
+            return fresh_buffer(block, total_bytes)
+        self.hashes[block] = b""
+        start, stop = self.blocks.span(block)
+        return self.averaged_D[start:stop].numpy().data.cast("B") if stop > start else b""
 
     def put(self, item: BlockBytes, decoded_E: torch.Tensor) -> None:
         """Keep one reduced block. Runs in the pool."""
@@ -30,5 +44,5 @@ class RoundResult:
         if decoded_E.data_ptr() != self.averaged_D[start:stop].data_ptr():  # a lossless codec decodes what was reduced in place to itself
             self.averaged_D[start:stop] = decoded_E
         self.masks[item.block] = item.contributors
-        self.contents[item.block] = content_hash(item.data)
+        self.contents[item.block] = item.content or content_hash(item.data)
         self.hashes[item.block] = block_hash(self.contents[item.block], item.contributors)
