@@ -47,7 +47,8 @@ class RosterChanged:
     Args:
         live: they are waited for and count for the quorum. Others that join all the same, because they see another grid, are guests:
             they are taken in as long as there is room.
-        undialable: those among them that nobody can dial: they join by themselves and never lead.
+        undialable: those among them, and ourselves if so, that nobody can dial: they join by themselves and never lead others. What a
+            member offers for reducing says nothing about it: everybody must see the same order.
         stand_ins: members of other groups that hold what somebody of this group would bring who is gone. They come when they are called,
             and never lead.
         whole_swarm: the group is the whole swarm, so whoever calls belongs into it, even if we had not heard of it. Otherwise a caller
@@ -252,7 +253,7 @@ class Rendezvous:
         actions = self._close_epoch() if isinstance(event, JoinArrived | ClosingHeard | Ready) else []
         if self._own is None:
             return actions + self._keep_waiting(now, isinstance(event, Tick) and event.on_our_way)
-        return actions + self._decide(self._own, now)
+        return actions + self._decide(now)
 
     def _note(self, event: Event) -> None:
         match event:
@@ -297,13 +298,13 @@ class Rendezvous:
         self._closing = True
         return [] if self._own else [CloseEpoch()]
 
-    def _first(self, own: SealedJoin) -> PeerId:
+    def _first(self) -> PeerId:
         """Whose turn it is to lead, as far as we know."""
         worn_out = {peer for peer, times in self._asked.items() if times >= MAX_ASKS and peer != self._leader}
         never = self._roster.undialable | self._roster.stand_ins
         leaders = self._live - self._silent - self._unwilling - never - set(self._joins) - worn_out
         order = rendezvous_order(self._round_id, leaders | {self._me})
-        if not own.join.bandwidth_bytes_per_s:  # whoever reduces nothing may be out of others' reach
+        if self._me in self._roster.undialable:
             order = (*(peer for peer in order if peer != self._me), self._me)
         return min(order, key=lambda peer: self._rules.failures.get(peer, 0))
 
@@ -320,8 +321,8 @@ class Rendezvous:
         waiting, self._joins = sorted(self._joins), {}
         return [Refuse(peer, "not-ready", "this member has nothing to average yet") for peer in waiting]
 
-    def _decide(self, own: SealedJoin, now: float) -> list[Action]:
-        first = self._first(own)
+    def _decide(self, now: float) -> list[Action]:
+        first = self._first()
         if first == self._me:
             return self._lead(now)
         if first != self._leader:

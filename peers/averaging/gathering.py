@@ -246,6 +246,8 @@ class Gathering:
     def _show_roster(self) -> None:
         live = self._live
         undialable = frozenset(peer for peer in live if self._context.directory.endpoint(peer) is None)
+        if not self._context.dialable:
+            undialable |= {self._context.me}
         self._dispatch(RosterChanged(live, undialable, frozenset(self._standing), self._group.whole_swarm))
 
     def _stand_in_for(self, missing: PeerId) -> None:

@@ -193,7 +193,7 @@ class Arena:
         answers = [process.worker.expect("averaged", ROUND_TIMEOUT_S + 10) for process in self.slots]
         self._epoch += 1
         if any(answer["failure"] for answer in answers) or len({answer["digest"] for answer in answers}) != 1:
-            raise BenchmarkError(f"A round in which nobody failed went wrong: {answers}")
+            raise BenchmarkError(f"A round in which nobody was struck went wrong: {answers}\n{self.logs()}")
         return float(max(answer["finished_at_s"] for answer in answers) - start_at_s)
 
     def strike(self, kind: str, normal_s: float, chance: random.Random) -> Repetition:

@@ -151,11 +151,17 @@ def test_who_cannot_be_dialled_does_not_lead_and_is_waited_for() -> None:
     assert led(play(target, arrived(A))) == [B, A, C]
 
 
-def test_who_reduces_nothing_leads_only_if_nobody_else_is_there() -> None:
-    target = machine(A, live=[B, C])
-    assert play(target, ready(A, bandwidth=0)) == [SendJoin(B)]
+def test_who_cannot_be_dialled_itself_leads_only_if_nobody_else_is_there() -> None:
+    target = Rendezvous(ROUND, A, RendezvousRules(TIMEOUT_S, TIMEOUT_S, TIMEOUT_S, 64))
+    target.handle(RosterChanged(frozenset({B, C}), undialable=frozenset({A})), 0.0)
+    assert play(target, ready(A)) == [SendJoin(B)]
     assert play(target, LeaderGone(B)) == [SendJoin(C)]
     assert led(play(target, LeaderGone(C))) == [A]
+
+
+def test_who_reduces_nothing_leads_in_its_turn_since_nobody_else_knows_that_it_reduces_nothing() -> None:
+    assert play(machine(A, live=[B, C]), ready(A, bandwidth=0)) == [Announce((B, C)), WakeAt(TIMEOUT_S)]
+    assert play(machine(B, live=[A, C]), ready(B)) == [SendJoin(A)]
 
 
 def test_whoever_led_a_round_that_failed_leads_later() -> None:
