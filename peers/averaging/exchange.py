@@ -24,6 +24,7 @@ from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, Remot
 from protocols.frames import BlockBytes, BytesLike, FrameKind, FrameReader
 from protocols.ids import BlockIndex
 from protocols.messages import Plan
+from protocols.parts import Part
 from protocols.proto.swarm.v1 import control_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Exchange:
         self._cut_after_s = cut_after_s
         self._blame = blame
         self._machine = BlockReducer(plan, index)
-        self._parts: dict[BlockIndex, dict[int, torch.Tensor]] = {block: {} for block in blocks_reduced_by(plan, index)}
+        self._parts: dict[BlockIndex, dict[int, Part]] = {block: {} for block in blocks_reduced_by(plan, index)}
         self._reduced: list[BlockBytes] = []
         self._orders: asyncio.Queue[ReduceBlock] = asyncio.Queue()
         self._news = asyncio.Event()
@@ -126,7 +127,7 @@ class Exchange:
                 item = reader.feed(await next_frame(stream, self._context.rules.stall_timeout_s))
                 self._heard_at_s[sender] = asyncio.get_running_loop().time()
                 if item:
-                    part_E = await self._checked(stream, item, lambda i=item: self._decode(i))  # type: ignore[misc]
+                    part_E = await self._checked(stream, item, lambda i=item: self._open(i))  # type: ignore[misc]
                     self._part_arrived(sender, item.block, part_E)
         except RemoteProtocolError as error:
             self._sender_gone(sender, error.reason)
@@ -141,13 +142,14 @@ class Exchange:
         except ValueError as error:
             raise RemoteProtocolError(stream.peer, f"block {item.block}: {error}") from error
 
-    def _decode(self, item: BlockBytes) -> torch.Tensor:
-        return self._codec.decode(item.data, self._result.blocks.elems(item.block))
+    def _open(self, item: BlockBytes) -> Part:
+        """Check an encoding; it is decoded tile by tile where it is needed."""
+        return self._codec.open(item.data, self._result.blocks.elems(item.block))
 
     def _keep(self, item: BlockBytes) -> None:
-        self._result.put(item, self._decode(item))
+        self._result.put(item, self._open(item))
 
-    def _part_arrived(self, sender: int, block: BlockIndex, part_E: torch.Tensor) -> None:
+    def _part_arrived(self, sender: int, block: BlockIndex, part_E: Part) -> None:
         if sender not in self._left_out:
             self._parts[block][sender] = part_E
             self._order(self._machine.part_arrived(sender, block))
@@ -190,12 +192,12 @@ class Exchange:
         self._finished_reducing = True
         self._tell()
 
-    def _reduce(self, order: ReduceBlock, parts_GE: list[torch.Tensor], weights_G: list[float]) -> BlockBytes:
+    def _reduce(self, order: ReduceBlock, parts_GE: list[Part], weights_G: list[float]) -> BlockBytes:
         """Average, encode once, and keep what everyone else will decode. Runs in the pool."""
         start, stop = self._result.blocks.span(order.block)
         mean_E = weighted_mean(parts_GE, weights_G, out_E=self._result.averaged_D[start:stop])
         item = BlockBytes(FrameKind.RESULT, order.block, self._codec.encode(mean_E), order.mask)
-        self._result.put(item, self._codec.decode(item.data, mean_E.numel()))
+        self._keep(item)
         return item
 
     def _tell(self) -> None:
@@ -278,9 +280,9 @@ class Exchange:
                 part_E = await self._context.heavy(lambda b=block: self._own_part(b))  # type: ignore[misc]
                 self._part_arrived(self._me, block, part_E)
 
-    def _own_part(self, block: BlockIndex) -> torch.Tensor:
+    def _own_part(self, block: BlockIndex) -> Part:
         """Our part as the others would see it: through the codec."""
-        return self._codec.decode(self._encode_own(block), self._result.blocks.elems(block))
+        return self._codec.open(self._encode_own(block), self._result.blocks.elems(block))
 
     def _encode_own(self, block: BlockIndex) -> BytesLike:
         start, stop = self._result.blocks.span(block)

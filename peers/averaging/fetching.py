@@ -52,7 +52,7 @@ def _keep(context: MemberContext, holder: PeerId, item: BlockBytes, wanted: Mapp
     if block_hash(item.content, item.contributors) != wanted[item.block]:
         raise RemoteProtocolError(holder, f"block {item.block} is not the one that was agreed")
     try:
-        result.put(item, context.rules.codec.decode(item.data, result.blocks.elems(item.block)))
+        result.put(item, context.rules.codec.open(item.data, result.blocks.elems(item.block)))
     except ValueError as error:
         raise RemoteProtocolError(holder, f"block {item.block}: {error}") from error
 

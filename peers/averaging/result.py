@@ -12,6 +12,7 @@ from protocols.frames import BlockBytes, BytesLike, fresh_buffer
 from protocols.ids import BlockIndex
 from protocols.layout import Blocks
 from protocols.messages import block_hash, content_hash
+from protocols.parts import Part, read_part
 
 
 class RoundResult:
@@ -38,11 +39,12 @@ class RoundResult:
         start, stop = self.blocks.span(block)
         return self.averaged_D[start:stop].numpy().data.cast("B") if stop > start else b""
 
-    def put(self, item: BlockBytes, decoded_E: torch.Tensor) -> None:
-        """Keep one reduced block. Runs in the pool."""
+    def put(self, item: BlockBytes, part_E: Part) -> None:
+        """Keep one reduced block, given as its codec has opened it. Runs in the pool."""
         start, stop = self.blocks.span(item.block)
-        if decoded_E.data_ptr() != self.averaged_D[start:stop].data_ptr():  # a lossless codec decodes what was reduced in place to itself
-            self.averaged_D[start:stop] = decoded_E
+        place_E = self.averaged_D[start:stop]
+        if not isinstance(part_E, torch.Tensor) or part_E.data_ptr() != place_E.data_ptr():  # or it is in its place already
+            read_part(part_E, 0, place_E)
         self.masks[item.block] = item.contributors
         self.contents[item.block] = item.content or content_hash(item.data)
         self.hashes[item.block] = block_hash(self.contents[item.block], item.contributors)

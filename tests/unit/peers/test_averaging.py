@@ -18,7 +18,7 @@ SIZE_ELEMS = 1000
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 16])
-@pytest.mark.parametrize("codec", ["fp32", "fp16"])
+@pytest.mark.parametrize("codec", ["fp32", "fp16", "int8"])
 def test_everyone_gets_the_weighted_mean_bit_for_bit(count: int, codec: str) -> None:
     weights = [1.0 + number for number in range(count)]
 
