@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import numpy as np
 import torch
 
 from protocols.codecs.base import BytesLike, Codec, largest_magnitude
@@ -108,7 +109,8 @@ class Bf16Codec(_HalfCodec):
 
     def _round(self, clamped_T: torch.Tensor, half_T: torch.Tensor) -> None:
         """In integers: processors' own instructions for this differ in what they do with subnormal numbers."""
-        bits_T = clamped_T.view(torch.int32)
-        rounded_T = torch.bitwise_right_shift(bits_T, 16)
-        rounded_T.bitwise_and_(1).add_(bits_T).add_(0x7FFF).bitwise_right_shift_(16)
-        half_T.copy_(rounded_T)
+        bits_T = clamped_T.numpy().view(np.uint32)
+        odd_T = (bits_T >> np.uint32(16)) & np.uint32(1)
+        bits_T += np.uint32(0x7FFF)
+        bits_T += odd_T
+        half_T.copy_(torch.from_numpy((bits_T >> np.uint32(16)).view(np.int32)))

@@ -117,12 +117,11 @@ class E3M0Codec(_NibbleCodec):
         """The sign and the lower exponent bits of fp16, after half a mantissa has been added to round it away."""
         bits = scaled_GB.to(torch.float16).view(-1).view(torch.int16).numpy().view(np.uint16)
         bits += np.uint16(0x0200)
-        bits >>= np.uint16(10)
-        codes = torch.from_numpy(bits.view(np.int16)).to(torch.uint8).numpy()  # 32 sign + exponent
-        np.minimum(codes, codes - np.uint8(24), out=codes)  # 8 sign + exponent: without a sign this wraps to something larger
+        bits >>= np.uint16(10)  # 32 sign + exponent
+        np.minimum(bits, bits - np.uint16(24), out=bits)  # 8 sign + exponent: without a sign the difference wraps to something larger
         (_, lower), (_, upper) = self.grouping.places(tile_elems)
-        bytes_T[:] = codes[lower]
-        bytes_T[: tile_elems // 2] += codes[upper] * np.uint8(16)
+        bits[: tile_elems // 2] += bits[upper] * np.uint16(16)
+        torch.from_numpy(bytes_T.view(np.int8)).copy_(torch.from_numpy(bits[lower].view(np.int16)))
 
     def read_codes(self, bytes_T: Bytes, tile_elems: int) -> torch.Tensor:
         """The fp16 numbers with these bits."""

@@ -5,7 +5,8 @@
 Every peer of every system is a process of its own on loopback, started once and idle while it is another system's turn. Rounds are
 interleaved, and the order rotates, so that whatever else the machine does falls on all of them alike. A round lasts from a common start
 on the monotonic clock until the last peer holds the result. All peers have different vectors and different weights; every result is
-compared with the exact fp64 weighted mean. CPU seconds include everything a peer has started (hivemind's daemon, for one).
+compared with the exact fp64 weighted mean, and ours must be as close to it as the codec promises.
+CPU seconds include everything a peer has started (hivemind's daemon, for one).
 
 The orchestrator speaks with its workers in JSON lines, orders on their standard input, events on their standard output:
 
@@ -40,6 +41,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from protocols.codecs import CODEC_NAMES, codec_named
 from scripts.bench import data
 from scripts.bench.fleet import BenchmarkError, Fleet, RoundFigures, Setup
 from scripts.bench.worker import EXPECTED_FILE
@@ -125,7 +127,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m scripts.bench.averaging", description="One averaging round, ours beside others.")
     parser.add_argument("--peers", type=int, default=4, help="peers that average together, each its own process")
     parser.add_argument("--mib", type=int, default=64, help="size of every peer's fp32 vector, MiB")
-    parser.add_argument("--codec", choices=("fp32", "fp16"), default="fp32", help="how vectors travel (gloo: always fp32)")
+    parser.add_argument("--codec", choices=CODEC_NAMES, default="fp32", help="how vectors travel (gloo: always fp32)")
     parser.add_argument("--against", default=",".join(OTHERS), help="comma-separated: hivemind, gloo; empty for none")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each system")
     parser.add_argument("--timeout-s", type=float, default=60.0, help="deadline of one round, seconds")
@@ -148,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point.
 
     Returns:
-        Process exit code: 0 measured, 1 a worker failed, 2 wrong arguments, 130 interrupted.
+        Process exit code: 0 measured, 1 a worker failed or our mean is further off than the codec allows, 2 wrong arguments, 130
+        interrupted.
     """
     options = parse_arguments(arguments)
     console = Console(stderr=True, highlight=False)
@@ -166,11 +169,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("averaging benchmark: interrupted; every process it had started has ended.")
         return 130
     console.print(table(figures, options.mib, options.codec))
+    summary = report(figures)
+    bound = data.error_bound(codec_named(options.codec), SEED, elems, weights, setup.block_elems)
+    judged = {"error_bound": bound, "within_bound": summary["max_abs_error"] <= bound}
     if options.json:
         settings = {"peers": options.peers, "mib": options.mib, "codec": options.codec, "rounds": options.rounds, "weights": weights}
         machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
-        sys.stdout.write(json.dumps({**report(figures), **settings, "about": about, "machine": machine}) + "\n")
-    return 0
+        sys.stdout.write(json.dumps({**summary, **judged, **settings, "about": about, "machine": machine}) + "\n")
+    if not judged["within_bound"]:
+        console.print(f"averaging benchmark: our mean is off by {summary['max_abs_error']:.3g}, and {options.codec} allows {bound:.3g}.")
+    return 0 if judged["within_bound"] else 1
 
 
 if __name__ == "__main__":

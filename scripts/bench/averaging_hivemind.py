@@ -10,9 +10,9 @@ import hivemind
 import numpy as np
 import torch
 from hivemind.averaging import DecentralizedAverager
-from hivemind.compression import CompressionBase, Float16Compression, NoCompression
 from numpy.typing import NDArray
 
+from scripts.bench.hivemind_codecs import described, nearest, repair
 from scripts.bench.worker import Publish, Task, serve
 
 MIN_MATCHMAKING_TIME_S = 5.0
@@ -20,8 +20,6 @@ MIN_MATCHMAKING_TIME_S = 5.0
 
 REQUEST_TIMEOUT_S = 3.0
 """hivemind's default."""
-
-CODECS: dict[str, type[CompressionBase]] = {"fp32": NoCompression, "fp16": Float16Compression}
 
 
 class Hivemind:
@@ -32,7 +30,9 @@ class Hivemind:
 
     def open(self, task: Task, publish: Publish) -> dict[str, Any]:
         """Start the DHT, then the averager; rank 0's addresses are what the others join by."""
+        repair()
         self._task = task
+        compression = nearest(task.codec)
         initial_peers = task.bootstrap["initial_peers"] if task.bootstrap else []
         self._dht = hivemind.DHT(initial_peers=initial_peers, host_maddrs=[f"/ip4/{task.address}/tcp/0"], start=True)
         if task.rank == 0:
@@ -47,7 +47,7 @@ class Hivemind:
             min_group_size=task.peers,
             min_matchmaking_time=MIN_MATCHMAKING_TIME_S,
             request_timeout=REQUEST_TIMEOUT_S,
-            compression=CODECS[task.codec](),
+            compression=compression,
             bandwidth=task.link_bytes_per_s,
             allow_state_sharing=False,
         )
@@ -55,7 +55,7 @@ class Hivemind:
             "hivemind": version("hivemind"),
             "min_matchmaking_time_s": MIN_MATCHMAKING_TIME_S,
             "request_timeout_s": REQUEST_TIMEOUT_S,
-            "compression": CODECS[task.codec].__name__,
+            "compression": described(compression),
         }
 
     def load(self, vector_D: NDArray[np.float32]) -> None:

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from protocols.codecs import Codec
 
 SHIFT_ELEMS = 4099
 """Every round the vectors are rotated by this much more, so that a stale result of the round before is seen as an error."""
@@ -38,6 +41,22 @@ def write_expected(file: Path, seed: int, elems: int, weights: Sequence[float]) 
     for rank, weight in enumerate(weights):
         mean_D += vector(seed, rank, elems).astype(np.float64) * (weight / sum(weights))
     mean_D.tofile(file)
+
+
+def error_bound(codec: Codec, seed: int, elems: int, weights: Sequence[float], block_elems: int) -> float:
+    """How far any element of a correct round may be from the exact weighted mean: parts and results go through the codec, and fp32 rounds.
+
+    A codec's error grows with the magnitudes in a block, so blocks full of a peer's largest one stand for all of its blocks.
+    """
+
+    def worst(magnitude: float) -> float:
+        return codec.worst_error(torch.full((min(block_elems, elems),), magnitude))
+
+    largest = [float(np.abs(vector(seed, rank, elems)).max()) for rank in range(len(weights))]
+    shares = [weight / sum(weights) for weight in weights]
+    parts_off = sum(share * worst(magnitude) for share, magnitude in zip(shares, largest, strict=True))
+    mean_largest = sum(share * magnitude for share, magnitude in zip(shares, largest, strict=True)) + parts_off
+    return parts_off + worst(mean_largest) + (len(weights) + 2) * 2.0**-24 * mean_largest
 
 
 def max_abs_error(file: Path, result_D: NDArray[np.float32], round_number: int) -> float:

@@ -37,7 +37,7 @@ class Setup:
         peers: how many average together.
         elems: D, length of the vectors.
         seed: determines the vectors.
-        codec: "fp32" or "fp16".
+        codec: how vectors travel, a name of `protocols.codecs`.
         weights: one a peer.
         directory: scratch directory of the whole benchmark.
         timeout_s: deadline of a round, seconds.

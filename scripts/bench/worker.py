@@ -39,7 +39,7 @@ class Task:
         peers: how many average together.
         elems: D, length of the vectors.
         seed: determines everybody's vector.
-        codec: "fp32" or "fp16", how vectors travel.
+        codec: how vectors travel, a name of `protocols.codecs`.
         weights: everybody's weight, by rank.
         directory: a directory all workers of this system share, for files of theirs.
         timeout_s: how long a round may take, seconds.

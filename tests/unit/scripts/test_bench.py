@@ -7,8 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from rich.console import Console
 
-from scripts.bench import averaging, data
+from protocols.aggregation.mean import weighted_mean
+from protocols.codecs import CODEC_NAMES, codec_named
+from scripts.bench import averaging, codecs, data, hivemind_codecs
 from scripts.bench.fleet import RoundFigures
 
 ELEMS = 3 * data.SHIFT_ELEMS + 17
@@ -115,3 +119,44 @@ def test_an_unknown_system_is_refused_before_anything_starts(capsys: pytest.Capt
     assert ended.value.code == 2
     assert "--against nccl is unknown" in capsys.readouterr().err
     assert averaging.parse_arguments(["--against", ""]).against == []
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_the_bound_allows_what_the_codec_does_and_nothing_worse(expected: Path, name: str) -> None:
+    codec, weights = codec_named(name), list(WEIGHTS)
+    parts = [torch.from_numpy(data.vector(SEED, rank, ELEMS)) for rank in range(len(WEIGHTS))]
+    mean_D = weighted_mean([codec.open(codec.encode(part), ELEMS) for part in parts], weights)
+    error = data.max_abs_error(expected, codec.decode(codec.encode(mean_D), ELEMS).numpy(), 0)
+    bound = data.error_bound(codec, SEED, ELEMS, WEIGHTS, 2**20)
+    assert error <= bound
+    assert bound < 3 * sum(codec.worst_error(part) for part in parts) + 1e-5, "a wrong mean would pass"
+
+
+def test_a_codec_is_measured_with_its_errors_and_both_speeds() -> None:
+    blocks = [torch.from_numpy(data.vector(SEED, rank, 1000)) for rank in range(3)]
+    ours = [codecs.Ours(codec_named(name)) for name in ("fp16", "int8")]
+    figures = codecs.measure(ours, blocks, 2, Console(quiet=True))
+    fp16, int8 = (figures[codec.name].row(codec.name, 12_000) for codec in ours)
+    assert list(fp16) == ["codec", "bits", "mse", "worst_error", "claimed_error", "gb_s", "encode_gb_s", "decode_gb_s"]
+    assert (fp16["bits"], int8["bits"]) == (16, 8.064)
+    assert 0 < fp16["mse"] < 1e-7 < int8["mse"] < 1e-4
+    assert 0 < int8["worst_error"] <= int8["claimed_error"] < 0.03
+    assert int8["gb_s"] == min(int8["encode_gb_s"], int8["decode_gb_s"]) > 0
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # hivemind's
+def test_hivemind_has_a_codec_for_each_of_ours_and_decodes_what_it_encodes() -> None:
+    block_E = torch.from_numpy(data.vector(SEED, 0, 5000))
+    hivemind_codecs.repair()
+    for name in CODEC_NAMES:
+        codec = codecs.Hiveminds(name, hivemind_codecs.nearest(name))
+        decoded_E = codec.decode_into(codec.encode(block_E), torch.empty(5000))
+        assert float((decoded_E - block_E).square().mean()) < 1e-3
+    assert hivemind_codecs.described(hivemind_codecs.nearest("fp32")) == "NoCompression"
+
+
+def test_unknown_codecs_and_blocks_larger_than_the_input_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, reason in ((["--codecs", "int8,int3"], "int3 is unknown"), (["--mib", "1", "--block-elems", "262145"], "has to fit")):
+        with pytest.raises(SystemExit):
+            codecs.parse_arguments(arguments)
+        assert reason in capsys.readouterr().err
