@@ -1,0 +1,144 @@
+"""A swarm of a thousand averagers in one process, on virtual time: the real code, a simulated network, everything drawn from one seed.
+
+    python -m scripts.simulate --peers 1000 --rounds 20 --crash-rate 0.01 --loss 0.01 --rtt-ms 20-200 --mbit 10-1000 --seed 7 --json
+
+Members average one vector after the other along the grid, die in the middle of rounds and come back with the next epoch. The same command
+gives the same `digest` in every process: it covers every outcome of every round of every member with its virtual time and result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from peers.simulation import run_simulated
+from scripts.simulation.figures import Figures
+from scripts.simulation.scenario import Scenario
+from scripts.simulation.swarm import SimulatedSwarm
+
+
+@contextmanager
+def few_garbage_collections() -> Iterator[None]:
+    """Collect cycles only when there are very many: a simulation holds millions of objects, and looking at all of them took half its time."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(500_000, 50, 1000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
+def simulate(scenario: Scenario, console: Console) -> dict[str, Any]:
+    """Run it, with a progress bar.
+
+    Returns:
+        What `--json` prints.
+    """
+    began_s = time.perf_counter()
+    torch.set_num_threads(1)  # tensors are small
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with few_garbage_collections(), Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("rounds of members", total=scenario.peers * scenario.epochs * len(scenario.grid.sides))
+
+        async def run() -> Figures:
+            return await SimulatedSwarm(scenario, lambda done: progress.advance(task, done)).run()
+
+        figures = run_simulated(run(), scenario.seed)
+    about = {
+        "peers": scenario.peers,
+        "rounds": scenario.epochs * len(scenario.grid.sides),
+        "d": len(scenario.grid.sides),
+        "sides": list(scenario.grid.sides),
+        "max_group": scenario.max_group,
+        "vector_bytes": 4 * scenario.elems,
+        "blocks": scenario.blocks,
+        "seed": scenario.seed,
+    }
+    return {**figures.summary(), "wall_s": round(time.perf_counter() - began_s, 1), **about}
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """The same for people."""
+    sides = " x ".join(map(str, found["sides"]))
+    shown = Table(title=f"{found['peers']} members, {found['rounds']} rounds on a grid of {sides}, seed {found['seed']}")
+    shown.add_column("figure")
+    shown.add_column("value", justify="right")
+    shown.add_row("member rounds that ended well", f"{100 * found['success']:.3f} % of {found['member_rounds']}")
+    shown.add_row("members stuck", str(found["stuck"]))
+    shown.add_row("members that died", str(found["crashed"]))
+    shown.add_row("epochs that members could not close", ", ".join(f"{n} {name}" for name, n in found["failures"].items()) or "0")
+    shown.add_row("epochs closed without the member's part", str(found["late"]))
+    shown.add_row("virtual seconds of a round, p50 and p99", f"{found['round_s_p50']:.2f}, {found['round_s_p99']:.2f}")
+    for index in range(found["d"]):
+        errors = found["rel_error"][index :: found["d"]]
+        shown.add_row(f"relative error after round {index + 1} of {found['d']}, worst epoch", f"{max(errors):.1e}")
+    shown.add_row("wall clock", f"{found['wall_s']:.1f} s")
+    shown.add_row("digest", found["digest"][:16])
+    console.print(shown)
+
+
+def _range(text: str) -> tuple[float, float]:
+    """Read "20-200" or "50"."""
+    low, _, high = text.partition("-")
+    found = float(low), float(high or low)
+    if not 0 < found[0] <= found[1]:
+        raise argparse.ArgumentTypeError(f"{text} is no range of positive numbers such as 20-200")
+    return found
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.simulate", description="Many averagers in one process on virtual time; a seed gives the same digest always."
+    )
+    parser.add_argument("--peers", type=int, default=1000, help="members")
+    parser.add_argument("--rounds", type=int, default=20, help="averaging rounds, made up to whole epochs")
+    parser.add_argument("--crash-rate", type=float, default=0.01, help="probability that a member dies in a round")
+    parser.add_argument("--loss", type=float, default=0.01, help="probability that a message has to be sent again")
+    parser.add_argument("--rtt-ms", type=_range, default=(20.0, 200.0), help="round-trip times of members, ms: least-largest")
+    parser.add_argument("--mbit", type=_range, default=(10.0, 1000.0), help="speeds of members' links, Mbit/s: least-largest")
+    parser.add_argument("--clients", type=float, default=0.0, help="share of members that nobody can dial")
+    parser.add_argument("--max-group", type=int, default=16, help="most members of a group")
+    parser.add_argument("--kib", type=int, default=64, help="size of everybody's fp32 vector, KiB")
+    parser.add_argument("--blocks", type=int, default=4, help="blocks that a vector is cut into")
+    parser.add_argument("--seed", type=int, default=7, help="of everything random")
+    parser.add_argument("--json", action="store_true", help="end standard output with one JSON object on a line")
+    options = parser.parse_args(arguments)
+    if options.peers < 1 or options.rounds < 1 or options.kib < 1 or options.blocks < 1 or options.max_group < 2:
+        parser.error("--peers, --rounds, --kib and --blocks need at least 1, --max-group at least 2.")
+    if not all(0 <= share < 1 for share in (options.crash_rate, options.loss, options.clients)):
+        parser.error("--crash-rate, --loss and --clients are probabilities below 1.")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Simulate, show, and say in JSON; see `--help`."""
+    options = parse_arguments(arguments)
+    scenario = Scenario(
+        options.peers, options.rounds, options.crash_rate, options.loss, options.rtt_ms, options.mbit, options.clients, options.max_group,
+        options.kib * 256, options.blocks, options.seed,
+    )  # fmt: skip
+    console = Console(stderr=True)
+    found = simulate(scenario, console)
+    show(found, console)
+    if options.json:
+        print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
