@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from peers.identity import Identity
 from peers.interfaces import Clock
 from peers.private_files import PUBLIC_MODE, make_private_dir, read_bounded, write_atomic
+from peers.transport.membership import MembershipProof
 from peers.transport.tls import TlsCredentials
-from protocols.certificate import MemberKey, Membership, binding_statement, read_leaf, read_membership, verify_run_ca
+from protocols.certificate import MemberKey, Membership, binding_statement, membership_checker, read_leaf, read_membership, verify_run_ca
 from protocols.certificate_chain import MAX_CERTIFICATE_BYTES, MAX_CHAIN, CertificateChain, ders_from_pem, pem_from_der
 from protocols.errors import RemoteProtocolError
 from protocols.ids import PeerId, RunId, SwarmTime
@@ -141,6 +142,11 @@ class MemberCredentials:
         """What the data plane needs."""
         authenticate = member_authenticator(self.run_ca_pem, self.run, clock)
         return TlsCredentials(self.tls_key.private_pem, self.chain.pem, self.run_ca_pem, authenticate, is_banned)
+
+    def proof(self, clock: Clock, is_banned: Callable[[PeerId], bool]) -> MembershipProof:
+        """The same for connections that prove only who we are."""
+        check = membership_checker(self.run, self.authority_key)
+        return MembershipProof(self.chain.to_bytes(), lambda chain: check(chain, clock.now()), is_banned)
 
     def save(self, state_dir: Path) -> None:
         """Keep them for the next start.

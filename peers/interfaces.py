@@ -2,6 +2,8 @@
 
     Transport     peers.transport.simulated.SimulatedTransport    peers.transport.direct.DirectTransport
                                                                 (and its half peers.transport.grpc_mtls.GrpcTransport)
+                                                                peers.transport.libp2p_streams.Libp2pStreams
+                                                                (and both: peers.transport.fallback.FallbackTransport)
     RecordStore   peers.store.memory.MemoryStore                  peers.store.hivemind_dht.HivemindStore
     Clock         peers.clock.SimulatedClock                      peers.clock.SystemClock
 
@@ -31,14 +33,16 @@ class Endpoint:
 
     Args:
         peer: identity the connection must prove.
-        address: "host:port" of its gRPC server; a node name under the simulator.
+        address: "host:port" of its gRPC server; a node name under the simulator; empty for a peer that only libp2p reaches.
         certificate_pem: the exact TLS leaf the peer announced in its signed presence; the dialler accepts no other. Empty under
             the simulator.
+        libp2p_addresses: full multiaddresses that it announced.
     """
 
     peer: PeerId
     address: str
     certificate_pem: bytes = b""
+    libp2p_addresses: tuple[str, ...] = ()
 
 
 class Stream(Protocol):

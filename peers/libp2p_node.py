@@ -1,84 +1,54 @@
-"""Our libp2p node: one daemon, our Ed25519 identity, small authenticated calls, and the handle that the DHT runs on.
+"""Our libp2p node: one daemon, our Ed25519 identity, small authenticated calls, raw streams, and the handle that the DHT runs on.
 
-A call is one libp2p stream with protocol "/swarm/1/<name>", framed as `peers.libp2p_wire` says. Who calls is what libp2p proved when the
-connection was made.
+A call is one libp2p stream with protocol "/swarm/1/<name>", framed as `peers.libp2p_wire` says; a raw stream ("pipe") is what its two ends
+make of it. Who is at the other end is what libp2p proved when the connection was made.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import math
-import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import base58
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hivemind.p2p import P2P
-from hivemind.p2p.p2p_daemon_bindings.utils import (
-    P2PDaemonError,
-    read_pbmsg_safe,
-    write_pbmsg,
-)
-from hivemind.proto import p2pd_pb2 as pb
-from hivemind.utils.logging import use_hivemind_log_handler
+from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 from hivemind.utils.multiaddr import Multiaddr
 
 from peers.interfaces import CallHandler
+from peers.libp2p_control import (
+    CONTROL_TIMEOUT_S,
+    Control,
+    Reader,
+    Writer,
+    as_remote,
+    decode_stream_info,
+    encode_stream_info,
+    read_stream_info,
+    route_to,
+    split_address,
+)
 from peers.libp2p_daemon import Daemon, Libp2pOptions, port_in_use, start_daemon
 from peers.libp2p_wire import encode_reply, encode_request, read_reply, read_request
 from peers.runtime_directory import RuntimeDirectory
-from peers.transport.handling import Answered, Broken, Refusal, run_handler, unknown_method
-from protocols.errors import LocalProtocolError, NetworkSetupError, RemoteProtocolError, RemoteTimeout
+from peers.transport.handling import BUSY, UNKNOWN_METHOD, Answered, Broken, Refusal, run_handler, unknown_method
+from peers.transport.libp2p_streams import Accept
+from peers.transport.pipe import Pipe
+from protocols.errors import LocalProtocolError, NetworkSetupError, RemoteGone, RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.ids import PeerId
 
 log = logging.getLogger(__name__)
 
-_PREFIX = "/swarm/1/"
 _MAX_CALLS = 64
 _MAX_CALLS_PER_PEER = 8
 _MAX_OPEN = 4 * _MAX_CALLS  # beyond this nobody is even told that we are busy
 _REQUEST_TIMEOUT_S = 10.0
 _SERVE_TIMEOUT_S = 60.0
-_CONTROL_TIMEOUT_S = 10.0
-_P2P_CODE = b"\xa5\x03"  # multicodec 421 as a varint
-
-Reader = asyncio.StreamReader
-Writer = asyncio.StreamWriter
-
-
-def _quiet_hivemind() -> None:
-    """Undo what importing hivemind does to logging: its own stderr handler, and "WARN" as the name of the level WARNING everywhere.
-
-    Its messages go to the application's handlers like any library's; without any handlers they go nowhere.
-    """
-    use_hivemind_log_handler("nowhere")
-    logging.addLevelName(logging.WARNING, "WARNING")
-    logging.getLogger("hivemind").addHandler(logging.NullHandler())
-
-
-_quiet_hivemind()
-
-
-def split_address(address: str) -> tuple[PeerId, str]:
-    """Split a full multiaddress ".../p2p/12D3..." into the peer and what leads to it.
-
-    Raises:
-        NetworkSetupError: it is not one.
-    """
-    route, found, name = address.rpartition("/p2p/")
-    try:
-        if not found or not route:
-            raise ValueError("no peer id")
-        _encode_route(route)
-        return PeerId.parse(name), route
-    except ValueError as error:
-        raise NetworkSetupError(f"{address!r} is not an address like /ip4/192.0.2.1/tcp/4001/p2p/12D3KooW...") from error
+_MAX_REACHED = 4096
 
 
 class Libp2pNode:
@@ -89,9 +59,12 @@ class Libp2pNode:
         self.p2p = p2p
         """hivemind's handle on the daemon; only `peers.store.hivemind_dht` uses it."""
         self._daemon = daemon
-        self._control_path = str(directory / "control.sock")
+        self._control = Control(str(directory / "control.sock"))
         self._listen_path = str(directory / "calls.sock")
+        self._pipes_path = str(directory / "pipes.sock")
         self._handlers: dict[str, CallHandler] = {}
+        self._acceptors: dict[str, Accept | None] = {}
+        self._reached: set[PeerId] = set()
         self._calls: dict[asyncio.Task[Any], None] = {}
         self._calls_by_peer: Counter[PeerId] = Counter()
         self._addresses: list[str] = []
@@ -127,6 +100,8 @@ class Libp2pNode:
             node._check_ports(options)
             server = await asyncio.start_unix_server(node._serve_stream, path=node._listen_path)
             stack.push_async_callback(node._stop_serving, server)
+            pipes = await asyncio.get_running_loop().create_unix_server(lambda: Pipe(node._accept_pipe), path=node._pipes_path)
+            stack.callback(pipes.close)
             log.info("libp2p node is up peer=%s pid=%d addresses=%s", peer.short, daemon.pid, node._addresses)
             yield node
 
@@ -145,8 +120,7 @@ class Libp2pNode:
 
     async def refresh_addresses(self) -> list[str]:
         """Ask the daemon for its addresses: they change when the router gives us a port or a relay takes us."""
-        async with asyncio.timeout(_CONTROL_TIMEOUT_S), self._control(pb.Request(type=pb.Request.IDENTIFY)) as (reply, _, _):
-            self._addresses = [f"{Multiaddr(raw)}/p2p/{self.peer}" for raw in reply.identify.addrs]
+        self._addresses = [f"{address}/p2p/{self.peer}" for address in await self._control.addresses()]
         return self.addresses()
 
     async def serve(self, name: str, handler: CallHandler) -> None:
@@ -155,16 +129,27 @@ class Libp2pNode:
         Raises:
             LocalProtocolError: the name is taken.
         """
-        protocol = _PREFIX + name
-        if protocol in self._handlers:
+        if name in self._handlers or name in self._acceptors:
             raise LocalProtocolError(f"a handler for {name!r} is registered already")
-        self._handlers[protocol] = handler
-        where = Multiaddr(f"/unix{self._listen_path}").to_bytes()
-        request = pb.StreamHandlerRequest(addr=where, proto=[protocol], balanced=False)
-        async with asyncio.timeout(_CONTROL_TIMEOUT_S):
-            async with self._control(pb.Request(type=pb.Request.STREAM_HANDLER, streamHandler=request)) as (reply, _, _):
-                if reply.type == pb.Response.ERROR:
-                    raise LocalProtocolError(f"the libp2p daemon refuses a handler for {name!r}: {reply.error.msg}")
+        self._handlers[name] = handler
+        await self._control.register(name, self._listen_path)
+
+    @asynccontextmanager
+    async def serve_pipes(self, name: str, accept: Accept) -> AsyncIterator[None]:
+        """See `peers.transport.libp2p_streams.PipeNode.serve_pipes`.
+
+        Raises:
+            LocalProtocolError: the name is taken.
+        """
+        if name in self._handlers or self._acceptors.get(name) is not None:
+            raise LocalProtocolError(f"streams named {name!r} are served already")
+        if name not in self._acceptors:
+            await self._control.register(name, self._pipes_path)
+        self._acceptors[name] = accept
+        try:
+            yield
+        finally:
+            self._acceptors[name] = None  # the daemon goes on handing them over; they are dropped
 
     async def connect(self, address: str, *, timeout_s: float) -> PeerId:
         """Make sure there is a connection to the peer at `address`.
@@ -176,11 +161,9 @@ class Libp2pNode:
         peer, route = split_address(address)
         if peer == self.peer:
             return peer
-        request = pb.ConnectRequest(peer=_peer_bytes(peer), addrs=[_encode_route(route)], timeout=math.ceil(timeout_s))
-        with _as_remote(peer, timeout_s):
+        with as_remote(peer, timeout_s):
             async with asyncio.timeout(timeout_s):
-                async with self._control(pb.Request(type=pb.Request.CONNECT, connect=request)) as (reply, _, _):
-                    _raise_if_failed(reply, peer)
+                await self._control.connect(peer, [route], timeout_s)
         return peer
 
     async def call(self, to: PeerId | str, name: str, request: bytes, *, timeout_s: float) -> bytes:
@@ -201,29 +184,67 @@ class Libp2pNode:
         """
         encoded = encode_request(request)
         peer = to if isinstance(to, PeerId) else split_address(to)[0]
-        with _as_remote(peer, timeout_s):
+        with as_remote(peer, timeout_s):
             async with asyncio.timeout(timeout_s):
                 if isinstance(to, str):
                     await self.connect(to, timeout_s=timeout_s)
-                opening = pb.StreamOpenRequest(peer=_peer_bytes(peer), proto=[_PREFIX + name], timeout=math.ceil(timeout_s))
-                opened = self._control(pb.Request(type=pb.Request.STREAM_OPEN, streamOpen=opening))
-                async with opened as (reply, reader, writer):
-                    _raise_if_failed(reply, peer, name)
+                async with self._control.stream(peer, name, timeout_s) as (reader, writer):
                     writer.write(encoded)
                     await writer.drain()
                     return await read_reply(reader, peer)
 
-    @asynccontextmanager
-    async def _control(self, request: Any) -> AsyncIterator[tuple[Any, Reader, Writer]]:
-        """One request to the daemon on a connection of its own, which turns into the stream when it opens one."""
-        reader, writer = await asyncio.open_unix_connection(self._control_path)
-        try:
-            await write_pbmsg(writer, request)
-            reply = pb.Response()
-            await read_pbmsg_safe(reader, reply)
-            yield reply, reader, writer
-        finally:
-            writer.close()
+    async def open_pipe(self, to: PeerId, addresses: Sequence[str], name: str, *, timeout_s: float) -> Pipe:
+        """See `peers.transport.libp2p_streams.PipeNode.open_pipe`.
+
+        Args:
+            to: whom.
+            addresses: full multiaddresses that it announces, by which it is looked for unless there is a connection already; those that do
+                not lead to it are passed over. Without any, it must be connected or known to libp2p's own DHT.
+            name: what the other side serves.
+            timeout_s: for everything, dialling included.
+        """
+        with as_remote(to, timeout_s):
+            async with asyncio.timeout(timeout_s):
+                if to == self.peer:
+                    return await self._pipe_to_ourselves(name)
+                try:
+                    return await self._pipe(to, addresses, name, timeout_s)
+                except RemoteRefusal as error:
+                    if error.code != UNKNOWN_METHOD:
+                        raise
+                    raise RemoteGone(to, "it runs, but serves no streams") from error
+
+    async def _pipe(self, to: PeerId, addresses: Sequence[str], name: str, timeout_s: float) -> Pipe:
+        if to in self._reached:
+            try:
+                return await self._control.pipe(to, name, timeout_s)
+            except RemoteTimeout:
+                self._reached.discard(to)  # by now it may be somewhere else
+        await self._control.connect(to, [route for address in addresses if (route := route_to(to, address))], timeout_s)
+        pipe = await self._control.pipe(to, name, timeout_s)
+        if len(self._reached) >= _MAX_REACHED:
+            self._reached.clear()
+        self._reached.add(to)
+        return pipe
+
+    async def _pipe_to_ourselves(self, name: str) -> Pipe:
+        """Libp2p does not dial itself, so speak as the daemon would."""
+        _, pipe = await asyncio.get_running_loop().create_unix_connection(lambda: Pipe(None), self._pipes_path)
+        pipe.write_preamble(encode_stream_info(self.peer, name))
+        return pipe
+
+    def _accept_pipe(self, pipe: Pipe, message: bytes | None) -> None:
+        accept: Accept | None = None
+        if message is not None:
+            try:
+                peer, name = decode_stream_info(message)
+                accept = self._acceptors.get(name)
+            except ValueError as error:
+                log.debug("dropped a stream: %s", error)
+        if accept is None:
+            pipe.close()
+        else:
+            accept(peer, pipe)
 
     async def _serve_stream(self, reader: Reader, writer: Writer) -> None:
         """Owner of one incoming call; asyncio starts it as a task for every stream that the daemon hands over."""
@@ -233,29 +254,27 @@ class Libp2pNode:
             writer.close()
             return
         self._calls[task] = None
-        info = pb.StreamInfo()
+        caller: PeerId | None = None
         try:
             async with asyncio.timeout(_SERVE_TIMEOUT_S):
-                await read_pbmsg_safe(reader, info)
-                caller = _parse_peer(info.peer)
+                caller, name = await read_stream_info(reader)
                 self._calls_by_peer[caller] += 1
                 try:
-                    await self._serve_call(caller, info.proto, reader, writer)
+                    await self._serve_call(caller, name, reader, writer)
                 finally:
                     self._calls_by_peer[caller] -= 1
                     self._calls_by_peer += Counter()  # drops the zeros
         except (TimeoutError, EOFError, OSError, ValueError, RemoteProtocolError) as error:
-            log.debug("dropped a call from=%s reason=%r", base58.b58encode(info.peer).decode() if info.HasField("peer") else "?", error)
+            log.debug("dropped a call from=%s reason=%r", caller or "?", error)
         finally:
             self._calls.pop(task, None)
             writer.close()
 
-    async def _serve_call(self, caller: PeerId, protocol: str, reader: Reader, writer: Writer) -> None:
-        name = protocol.removeprefix(_PREFIX)
-        handler = self._handlers.get(protocol)
+    async def _serve_call(self, caller: PeerId, name: str, reader: Reader, writer: Writer) -> None:
+        handler = self._handlers.get(name)
         outcome: Answered[bytes] | Refusal | Broken
         if len(self._calls) > _MAX_CALLS or self._calls_by_peer[caller] > _MAX_CALLS_PER_PEER:
-            outcome = Refusal("busy", "too many calls at once, try again later")
+            outcome = Refusal(BUSY, "too many calls at once, try again later")
         elif handler is None:
             outcome = unknown_method(name)
         else:
@@ -298,7 +317,7 @@ def fail_pending_calls(p2p: Any, reason: str) -> None:
 async def _attach(directory: Path) -> Any:
     """Client of hivemind for a daemon that we started."""
     try:
-        async with asyncio.timeout(_CONTROL_TIMEOUT_S):
+        async with asyncio.timeout(CONTROL_TIMEOUT_S):
             return await P2P.replicate(Multiaddr(f"/unix{directory}/control.sock"))
     except (OSError, TimeoutError, EOFError) as error:
         raise NetworkSetupError(f"The libp2p daemon does not answer on its control socket: {error}.") from error
@@ -316,55 +335,3 @@ async def _detach(p2p: Any) -> None:
     for task in done:
         if not task.cancelled():
             task.exception()  # seen here, or asyncio reports it as never retrieved
-
-
-def _raise_if_failed(reply: Any, peer: PeerId, name: str = "") -> None:
-    if reply.type != pb.Response.ERROR:
-        return
-    if "protocols not supported" in reply.error.msg:
-        raise unknown_method(name).as_error(peer)
-    raise RemoteTimeout(peer, f"cannot be reached: {_why_not_dialled(reply.error.msg)}")
-
-
-def _why_not_dialled(message: str) -> str:
-    """What go-libp2p says of each address that it tried, without addresses and doubles; its whole message if it is not about dialling."""
-    reasons = re.findall(r"^\s*\* \[[^\]]*\] (.*)$", message, re.MULTILINE)
-    told = dict.fromkeys(reason.rpartition(": ")[2] for reason in reasons if reason != "dial backoff")
-    return (", ".join(told) or " ".join(message.split()))[:300]
-
-
-@contextlib.contextmanager
-def _as_remote(peer: PeerId, timeout_s: float) -> Any:
-    """Turn what a broken connection raises into RemoteTimeout."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise RemoteTimeout(peer, f"no answer within {timeout_s:g} s") from error
-    except (EOFError, OSError) as error:
-        raise RemoteTimeout(peer, "the connection broke") from error
-
-
-def _peer_bytes(peer: PeerId) -> bytes:
-    return base58.b58decode(str(peer))
-
-
-def _parse_peer(raw: bytes) -> PeerId:
-    return PeerId.parse(base58.b58encode(raw).decode())
-
-
-def _encode_route(route: str) -> bytes:
-    """Binary form of a multiaddress without the final peer id.
-
-    hivemind writes an inner "/p2p/<relay>" as CIDv1, which go-libp2p refuses, so that part is written here as the bare multihash.
-
-    Raises:
-        ValueError: not a multiaddress.
-    """
-    head, *relays = route.split("/p2p/")
-    out: bytes = Multiaddr(head).to_bytes()
-    for part in relays:
-        name, slash, rest = part.partition("/")
-        raw = base58.b58decode(name)
-        out += _P2P_CODE + bytes([len(raw) & 0x7F]) + raw
-        out += Multiaddr("/" + rest).to_bytes() if slash else b""
-    return out

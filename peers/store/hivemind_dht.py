@@ -27,8 +27,9 @@ from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import MAX_DHT_TIME_DISCREPANCY_SECONDS, ValueWithExpiration
 
 from peers.interfaces import Clock, RecordValidator
+from peers.libp2p_control import split_address
 from peers.libp2p_daemon import MAX_CONTROL_MESSAGE_BYTES
-from peers.libp2p_node import Libp2pNode, fail_pending_calls, split_address
+from peers.libp2p_node import Libp2pNode, fail_pending_calls
 from peers.store.dht_guard import BadMessage, DhtGuard
 from peers.store.dht_wire import WireRecord, decode_subkey, encode_blob, encode_value, key_id, node_id
 from peers.store.gate import RecordGate

@@ -26,6 +26,9 @@ INTERNAL = "internal"
 BANNED = "banned"
 """Refusal code: the caller is banned from the run."""
 
+BUSY = "busy"
+"""Refusal code: more at once than is served; trying again later may help."""
+
 BAD_IDENTITY = "bad-identity"
 """Refusal code: the caller's certificate does not belong to the identity it names."""
 

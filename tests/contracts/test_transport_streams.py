@@ -11,14 +11,15 @@ import pytest
 
 from peers.interfaces import Handlers, Stream
 from protocols.errors import LocalProtocolError, RemoteRefusal, RemoteTimeout
+from tests.helpers.libp2p_worlds import LIBP2P_PLAYERS
 from tests.helpers.transport_worlds import LONG_S, MIB, PLAYERS, Scenario, World, echo_stream, forever
 
 Play = Callable[[Scenario], None]
 
 
-@pytest.fixture(params=sorted(PLAYERS))
+@pytest.fixture(params=sorted(PLAYERS | LIBP2P_PLAYERS))
 def play(request: pytest.FixtureRequest) -> Play:
-    return PLAYERS[request.param]
+    return (PLAYERS | LIBP2P_PLAYERS)[request.param]
 
 
 async def send_until_it_fails(stream: Stream) -> None:

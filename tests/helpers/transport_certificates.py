@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import NameOID
 
+from peers.transport.membership import MembershipProof
 from peers.transport.tls import TlsCredentials
 from protocols.errors import RemoteProtocolError
 from protocols.ids import PeerId
@@ -54,6 +55,7 @@ class Member:
     peer: PeerId
     credentials: TlsCredentials
     leaf_pem: bytes
+    proof: MembershipProof
 
 
 @dataclass
@@ -99,4 +101,13 @@ class RunAuthority:
         leaf_pem = builder.sign(self.key, None).public_bytes(serialization.Encoding.PEM)
         key_pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         credentials = TlsCredentials(key_pem, leaf_pem, self.ca_pem(), authenticate, lambda other: other in self.banned)
-        return Member(peer, credentials, leaf_pem)
+        return Member(peer, credentials, leaf_pem, MembershipProof(leaf_pem, self.authenticate_chain, lambda other: other in self.banned))
+
+    def authenticate_chain(self, leaf_pem: bytes) -> PeerId:
+        """As `authenticate`, and TLS's part too: that this run issued the leaf."""
+        try:
+            leaf = x509.load_pem_x509_certificate(leaf_pem)
+            leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(self.ca_pem()))
+        except (ValueError, TypeError, InvalidSignature) as error:
+            raise RemoteProtocolError(None, f"not a certificate of this run: {error!r}") from None
+        return authenticate(leaf_pem)

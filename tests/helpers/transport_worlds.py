@@ -64,9 +64,10 @@ class Node:
     peer: PeerId
     transport: Transport
     certificate_pem: bytes = b""
+    libp2p_addresses: tuple[str, ...] = ()
 
     def endpoint(self, address: str) -> Endpoint:
-        return Endpoint(self.peer, address, self.certificate_pem)
+        return Endpoint(self.peer, address, self.certificate_pem, self.libp2p_addresses)
 
     @asynccontextmanager
     async def serving(self, handlers: Handlers) -> AsyncIterator[Endpoint]:
@@ -109,7 +110,14 @@ class _RealWorld:
         return self.nodes[-1]
 
 
-async def _play(scenario: Scenario, world: _SimulatedWorld | _RealWorld) -> None:
+class WorldOfNodes(World, Protocol):
+    """One that knows what it has made."""
+
+    nodes: list[Node]
+
+
+async def play_in(world: WorldOfNodes, scenario: Scenario) -> None:
+    """Play a scenario, then close every transport of its world."""
     async with AsyncExitStack() as stack:
 
         async def close_all() -> None:
@@ -121,15 +129,15 @@ async def _play(scenario: Scenario, world: _SimulatedWorld | _RealWorld) -> None
 
 
 def play_simulated(scenario: Scenario) -> None:
-    run_simulated(_play(scenario, _SimulatedWorld()), limit_s=3600.0)
+    run_simulated(play_in(_SimulatedWorld(), scenario), limit_s=3600.0)
 
 
 def play_grpc(scenario: Scenario) -> None:
-    uvloop.run(_play(scenario, _RealWorld(GrpcTransport)))
+    uvloop.run(play_in(_RealWorld(GrpcTransport), scenario))
 
 
 def play_direct(scenario: Scenario) -> None:
-    uvloop.run(_play(scenario, _RealWorld(DirectTransport)))
+    uvloop.run(play_in(_RealWorld(DirectTransport), scenario))
 
 
 PLAYERS: dict[str, Callable[[Scenario], None]] = {"simulated": play_simulated, "grpc": play_grpc, "direct": play_direct}

@@ -98,7 +98,7 @@ def test_the_daemon_dies_with_a_killed_process_and_the_next_start_cleans_up(base
     process.communicate(timeout=10)
     assert gone(daemon, within_s=2)
     left = list(base.iterdir())
-    assert [entry.name for directory in left for entry in directory.iterdir()] == ["calls.sock"]
+    assert sorted(entry.name for directory in left for entry in directory.iterdir()) == ["calls.sock", "pipes.sock"]
 
     async def main() -> None:
         async with Libp2pNode.start(os.urandom(32), LOOPBACK, base):
@@ -149,7 +149,7 @@ def test_nothing_is_left_after_the_context(base: Path, how: str) -> None:
             daemons.append(psutil.Process(node.daemon_pid))
             (directory,) = entries(base)
             assert directory.lstat().st_mode & 0o777 == 0o700
-            assert {entry.name for entry in entries(directory)} == {"calls.sock", "control.sock"}, "the identity file is gone"
+            assert {entry.name for entry in entries(directory)} == {"calls.sock", "control.sock", "pipes.sock"}, "the identity file is gone"
             running.set()
             if how == "raise":
                 raise RuntimeError("on purpose")

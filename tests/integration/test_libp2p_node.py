@@ -17,8 +17,9 @@ import pytest
 import uvloop
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from peers.libp2p_control import encode_route, split_address
 from peers.libp2p_daemon import Libp2pOptions
-from peers.libp2p_node import Libp2pNode, _encode_route, split_address
+from peers.libp2p_node import Libp2pNode
 from peers.libp2p_wire import MAX_CALL_BYTES
 from protocols.errors import (
     ExitCode,
@@ -266,7 +267,7 @@ def test_a_bad_address_gets_one_sentence(address: str) -> None:
 def test_relayed_addresses_are_written_the_way_the_daemon_reads_them() -> None:
     relay = base58.b58decode(str(NOBODY))
     expected = b"\x04\x7f\x00\x00\x01\x06\x00\x09" + b"\xa5\x03" + bytes([len(relay)]) + relay + b"\xa2\x02"
-    assert _encode_route(f"/ip4/127.0.0.1/tcp/9/p2p/{NOBODY}/p2p-circuit") == expected
+    assert encode_route(f"/ip4/127.0.0.1/tcp/9/p2p/{NOBODY}/p2p-circuit") == expected
     assert split_address(f"/ip4/127.0.0.1/tcp/9/p2p/{NOBODY}/p2p-circuit/p2p/{NOBODY}")[0] == NOBODY
 
 
