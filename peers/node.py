@@ -340,7 +340,7 @@ class Node:
         """The swarm's newest state by majority."""
         await self.roster.refresh()
         swarm = self._estimate()
-        donors = [endpoint for peer in swarm.donors if (endpoint := self.roster.endpoint(peer))]
+        donors = [endpoint for peer in swarm.donors if (endpoint := self.roster.reachable(peer))]
         if not donors:
             self._show()
             raise RoundError("no member that holds the swarm's state can be reached")

@@ -189,7 +189,18 @@ class Roster:
         presence = self.presences.get(peer)
         if presence is None or not presence.address:
             return None
-        return Endpoint(peer, presence.address, presence.certificate_pem)
+        return self._endpoint_of(presence)
+
+    def reachable(self, peer: PeerId) -> Endpoint | None:
+        """As `endpoint`, and where to reach a member over libp2p that nobody can dial directly: good enough for its state."""
+        presence = self.presences.get(peer)
+        if presence is None or not (presence.address or presence.libp2p_addresses):
+            return None
+        return self._endpoint_of(presence)
+
+    @staticmethod
+    def _endpoint_of(presence: Presence) -> Endpoint:
+        return Endpoint(presence.peer, presence.address, presence.certificate_pem, presence.libp2p_addresses)
 
     def suspect(self, peer: PeerId) -> None:
         """Do not count on a member until it announces progress again."""

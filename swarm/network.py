@@ -1,6 +1,6 @@
 """The network thread of a peer: its event loop, and everything that lives on it, in the order in which it comes up.
 
-    libp2p daemon -> membership (invite or authority) -> DHT -> gRPC server -> node
+    libp2p daemon -> membership (invite or authority) -> DHT -> gRPC server, libp2p streams -> node
 
 The trainer's thread waits for the membership, then talks to the node through the `PeerHandle` alone.
 """
@@ -26,13 +26,16 @@ from peers.averaging.context import AveragingRules
 from peers.bridge import PeerHandle
 from peers.clock import SystemClock
 from peers.identity import Identity
+from peers.libp2p_control import split_address
 from peers.libp2p_daemon import Libp2pOptions
-from peers.libp2p_node import Libp2pNode, split_address
+from peers.libp2p_node import Libp2pNode
 from peers.memory import keep_freed_memory
 from peers.node import Node, NodeSettings
 from peers.store.hivemind_dht import HivemindStore
 from peers.training_peer import PeerStopped
 from peers.transport.direct import DirectTransport
+from peers.transport.fallback import FallbackTransport
+from peers.transport.libp2p_streams import Libp2pStreams
 from peers.twin import refuse_twin
 from protocols.codecs import codec_named
 from protocols.errors import NetworkSetupError, StateDirError
@@ -180,7 +183,8 @@ class NetworkThread:
         store = await HivemindStore.create(libp2p, papers.initial_peers, validator, clock, client_mode=client)
         try:
             host = self._config.announce or own_host(self._config.listen)
-            transport = DirectTransport(credentials.tls(clock, lambda peer: False), self._config.listen, host, self._config.data_port)
+            direct = DirectTransport(credentials.tls(clock, _nobody_is_banned), self._config.listen, host, self._config.data_port)
+            transport = FallbackTransport(direct, Libp2pStreams(libp2p, credentials.proof(clock, _nobody_is_banned)))
             reader = RecordReader(signed.run_id, signed.authority_key)
             try:
                 await refuse_twin(self._identity.peer, signed.run_id, reader, store, transport, clock)
@@ -241,6 +245,10 @@ class NetworkThread:
                 log.warning("addresses of members are not remembered: %s", error)
             chosen = random.sample(sorted(known), min(GREETED, len(known)))
             await store.join([known[peer][0] for peer in chosen if known[peer]])
+
+
+def _nobody_is_banned(_peer: PeerId) -> bool:
+    return False
 
 
 def leads_to(address: str, peer: PeerId) -> bool:

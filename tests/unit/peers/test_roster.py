@@ -61,11 +61,11 @@ class Scene:
     def pass_time(self, seconds: float) -> None:
         self.clock.time = SwarmTime(self.clock.time + seconds)
 
-    async def announces(self, *peers: PeerId, address: str = "192.0.2.1:4001") -> None:
+    async def announces(self, *peers: PeerId, address: str = "192.0.2.1:4001", libp2p: tuple[str, ...] = ()) -> None:
         for peer in peers:
             sealer = sealer_of(NUMBER_OF[peer])
             leaf_pem = CertificateChain.from_bytes(sealer.certificate).leaf_pem
-            presence = Presence(peer, address, leaf_pem, (), "trainer" if address else "client", "cpu", 1000, NOW, "test")
+            presence = Presence(peer, address, leaf_pem, libp2p, "trainer" if address else "client", "cpu", 1000, NOW, "test")
             record = seal_presence(presence, sealer, self.clock.now())
             await self.store.put(record.key, record.subkey, record.value, record.expires_at)
 
@@ -115,6 +115,27 @@ def test_who_announced_itself_and_holds_a_state_is_live() -> None:
         assert endpoint is not None
         assert (endpoint.peer, endpoint.address) == (A, "192.0.2.1:4001")
         assert b"CERTIFICATE" in endpoint.certificate_pem
+
+    play(main())
+
+
+def test_who_cannot_be_dialled_may_be_reached_over_libp2p() -> None:
+    async def main() -> None:
+        scene = Scene()
+        await scene.announces(A, libp2p=("/ip4/192.0.2.1/tcp/4002/p2p/12D3KooWx",))
+        await scene.announces(B, address="", libp2p=("/ip4/192.0.2.9/tcp/1/p2p/12D3KooWr/p2p-circuit/p2p/12D3KooWb",))
+        await scene.announces(C, address="")
+        await scene.roster.refresh()
+        roster = scene.roster
+        assert roster.endpoint(A) == roster.reachable(A)
+        assert (found := roster.endpoint(A))
+        assert found.libp2p_addresses == ("/ip4/192.0.2.1/tcp/4002/p2p/12D3KooWx",)
+        assert roster.endpoint(B) is None
+        assert (found := roster.reachable(B))
+        assert found.address == ""
+        assert found.libp2p_addresses[0].endswith("12D3KooWb")
+        assert roster.endpoint(C) is None
+        assert roster.reachable(C) is None
 
     play(main())
 
