@@ -56,9 +56,9 @@ class Host:
         self._by_peer[peer] += 1
         guest = _Guest(self, peer, pipe)
         self._guests[guest] = None
-        pipe.start(guest)
         if self._by_peer[peer] > MAX_GUESTS_PER_PEER:
             guest.refuse(Refusal(BUSY, "too many streams at once, try again later"))
+        pipe.start(guest)  # only now: what it says may be here already
 
     def forget(self, guest: _Guest) -> None:
         """It has gone."""

@@ -16,7 +16,7 @@ from peers.libp2p_daemon import Libp2pOptions
 from peers.libp2p_node import Libp2pNode
 
 NODES = 3
-TEST_LIMIT_S = 60.0
+TEST_LIMIT_S = 120.0
 
 
 @dataclass
