@@ -78,20 +78,28 @@ class _Attempt:
         settling = Settling(self._context, self._plan, self._first_digest, self._blame)
         self._rounds.settlings.put(self._plan.digest, settling)
         self._rounds.exchanges.put(self._plan.digest, exchange)
-        async with asyncio.TaskGroup() as group:
-            settled = group.create_task(settling.run())
-            await self._fetch(result)
-            await exchange.run()
-            deadline.observe(asyncio.get_running_loop().time() - started_s)
-            settling.report(result)
+        try:
+            async with asyncio.TaskGroup() as group:
+                settled = group.create_task(settling.run())
+                ended = await self._fetch(result)
+                await exchange.run()
+                deadline.observe(asyncio.get_running_loop().time() - started_s)
+                settling.report(result, ended | exchange.ended)
+        except BaseException:
+            exchange.abandon()
+            settling.abandon()
+            raise
         return settled.result()
 
-    async def _fetch(self, result: RoundResult) -> None:
-        """In a repair: get blocks that another member already holds."""
+    async def _fetch(self, result: RoundResult) -> set[int]:
+        """In a repair: get blocks that another member already holds; returns holders that have ended."""
         wanted: dict[int, list[tuple[BlockTask, bytes]]] = {}
         for task, value in zip(self._plan.fetch, self._plan.fetch_hashes, strict=True):
             if result.hashes[task.block] != value:
                 wanted.setdefault(task.member, []).append((task, value))
+        ended = set()
         for holder, items in wanted.items():
             blocks = {task.block: value for task, value in items}
-            await fetch_blocks(self._context, self._plan.members[holder].peer, self._first_digest, blocks, result)
+            if not await fetch_blocks(self._context, self._plan.members[holder].peer, self._first_digest, blocks, result):
+                ended.add(holder)
+        return ended

@@ -30,6 +30,9 @@ from protocols.proto.swarm.v1 import control_pb2 as pb
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+ABANDONED = "abandoned"
+"""Code of the refusal of a member that has left a round under way."""
+
 
 class Exchange:
     """One attempt.
@@ -41,6 +44,9 @@ class Exchange:
         result: where reduced blocks go.
         cut_after_s: a reducer waits no longer than this for anyone's blocks, however alive they seem; others wait twice as long for it.
         blame: called with a reducer that broke the protocol, and how; for senders, `serve` raises.
+
+    Attributes:
+        ended: members whose process has surely ended, or that have stopped averaging.
     """
 
     def __init__(
@@ -66,7 +72,8 @@ class Exchange:
         self._heard_at_s: dict[int, float] = {}
         self._left_out: set[int] = set()
         self._served: set[int] = set()
-        self.gone: set[int] = set()
+        self._abandoned = False
+        self.ended: set[int] = set()
 
     # The attempt, in order
 
@@ -89,11 +96,17 @@ class Exchange:
                 cut.cancel()
                 watch.cancel()
 
+    def abandon(self) -> None:
+        """`run` was broken off: nobody shall wait for blocks of ours."""
+        self._abandoned = self._finished_reducing = True
+        self._tell()
+
     async def serve(self, stream: Stream) -> None:
         """The other end of `_with_reducer`: take a member's parts, give it every block we reduce.
 
         Raises:
             RemoteProtocolError: it broke the protocol; its later parts are ignored.
+            RemoteRefusal: we have stopped averaging.
         """
         sender = self._plan.index_of(stream.peer)
         if sender is None or sender in self._plan.absent:
@@ -213,6 +226,8 @@ class Exchange:
             else:
                 await pace.send(stream, self._reduced[sent])
                 sent += 1
+        if self._abandoned:
+            raise RemoteRefusal(stream.peer, ABANDONED, "this member has stopped averaging")
 
     def _news_after(self, sent: int) -> Callable[[], Awaitable[None]]:
         """Waits until there is more than `sent` blocks to give, or all that there will be."""
@@ -230,7 +245,6 @@ class Exchange:
         peer = self._plan.members[reducer].peer
         endpoint = self._context.directory.endpoint(peer)
         if endpoint is None:
-            self.gone.add(reducer)
             return
         try:
             with plain_remote_errors():
@@ -242,10 +256,12 @@ class Exchange:
             log.info("blocks of member %s are missing in epoch %d: %s", peer.short, self._plan.epoch, error)
             if isinstance(error, RemoteProtocolError):
                 self._blame(peer, error.reason)
-            elif isinstance(error, RemoteTimeout):
-                self.gone.add(reducer)
-                if isinstance(error, RemoteGone):
-                    self._context.directory.suspect(peer)
+            if isinstance(error, RemoteGone):
+                self._context.directory.suspect(peer)
+            if isinstance(error, RemoteGone) or (isinstance(error, RemoteRefusal) and error.code == ABANDONED):
+                self.ended.add(reducer)
+                if reducer not in self._served:  # it ended before its parts were on their way: none will come
+                    self._sender_gone(reducer, error.reason)
 
     async def _send_parts(self, stream: Stream, reducer: int) -> None:
         if self._me in senders_of(self._plan):

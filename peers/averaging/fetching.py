@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from peers.averaging.context import MemberContext
 from peers.averaging.result import RoundResult
 from peers.interfaces import Stream
-from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RemoteTimeout
+from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.frames import HEARTBEAT, BlockBytes, FrameKind, FrameReader, frames_of
 from protocols.ids import BlockIndex, PeerId
 from protocols.messages import BlocksRequest, block_hash
@@ -19,11 +19,15 @@ log = logging.getLogger(__name__)
 
 async def fetch_blocks(
     context: MemberContext, holder: PeerId, first_plan_digest: bytes, wanted: Mapping[BlockIndex, bytes], result: RoundResult
-) -> None:
-    """Get result blocks from a member and keep those whose hash is right. What does not come stays missing; nothing is raised."""
+) -> bool:
+    """Get result blocks from a member and keep those whose hash is right. What does not come stays missing; nothing is raised.
+
+    Returns:
+        False if its process has surely ended.
+    """
     endpoint = context.directory.endpoint(holder)
     if endpoint is None:
-        return
+        return True
     rules = context.rules
     expected = {block: rules.codec.encoded_bytes(result.blocks.elems(block)) for block in wanted}
     reader = FrameReader(holder, FrameKind.RESULT, expected)
@@ -46,6 +50,8 @@ async def fetch_blocks(
                     await context.heavy(lambda i=item: _keep(context, holder, i, wanted, result))  # type: ignore[misc]
     except RemoteError as error:
         log.info("result blocks could not be fetched: %s", error)
+        return not isinstance(error, RemoteGone)
+    return True
 
 
 def _keep(context: MemberContext, holder: PeerId, item: BlockBytes, wanted: Mapping[BlockIndex, bytes], result: RoundResult) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Set
 
 from peers.averaging.context import Blame, MemberContext
+from peers.averaging.exchange import ABANDONED
 from peers.averaging.liveness import alongside, beat_forever, beat_until, next_real_frame, plain_remote_errors
 from peers.averaging.result import RoundResult
 from peers.interfaces import Stream
@@ -61,22 +63,30 @@ class Settling:
         self._in_touch: set[int] = set()
         self._gone: set[int] = set()
         self._changed = asyncio.Event()
-        self._verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._verdict: asyncio.Future[Verdict | None] = asyncio.get_running_loop().create_future()
 
     # Our own side, in order
 
     async def run(self) -> Verdict:
         """Keep in touch with who decides while blocks are exchanged, report, and learn the verdict; lead if all before us are gone."""
-        verdict: Verdict = GiveUp("the settlement was abandoned")
-        try:
-            verdict = await self._settle()
-        finally:
-            self._verdict.set_result(verdict)
+        verdict = await self._settle()
+        self._verdict.set_result(verdict)
         return verdict
 
-    def report(self, result: RoundResult) -> None:
-        """The exchange is over and this is what we hold."""
+    def abandon(self) -> None:
+        """`run` was broken off: whoever turns to us shall turn to the next in order."""
+        if not self._verdict.done():
+            self._verdict.set_result(None)
+
+    def report(self, result: RoundResult, ended: Set[int]) -> None:
+        """The exchange is over.
+
+        Args:
+            result: what we hold.
+            ended: members that have surely ended; nobody waits until they turn to us.
+        """
         self._own = Report(self._digest, tuple(result.hashes))
+        self._gone |= ended - self._in_touch
         self._own_weight = accepted_weight(self._plan, result.masks)
         self._own_ready.set()
 
@@ -164,6 +174,8 @@ class Settling:
         with plain_remote_errors():
             async with alongside(self._listen(stream, index)):
                 verdict = await beat_until(stream, self._context.rules.heartbeat_s, lambda: asyncio.shield(self._verdict))
+        if verdict is None:
+            raise RemoteRefusal(stream.peer, ABANDONED, "this member has stopped averaging")
         if isinstance(verdict, GiveUp):
             raise RemoteRefusal(stream.peer, "given-up", verdict.reason)
         await stream.send(verdict_bytes(verdict))

@@ -12,7 +12,7 @@ import torch
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from peers.averaging.averager import Averaged, Averager
+from peers.averaging.averager import Averaged, Averager, RoundDone
 from peers.averaging.context import AveragingRules, MemberContext
 from peers.interfaces import Endpoint, Transport
 from peers.transport.simulated import LinkSpec, SimulatedNetwork, SimulatedTransport
@@ -92,6 +92,7 @@ class Member:
     transport: Transport
     notary: KeyNotary
     closed: list[Epoch]
+    rounds: list[RoundDone]
 
 
 @lru_cache(maxsize=64)
@@ -130,6 +131,7 @@ class SimulatedSwarm:
         averaging: rules of all.
         tampers: what is done to the messages of some members on their way out.
         clients: members that nobody can dial.
+        wrap: what is put around a member's transport.
     """
 
     def __init__(
@@ -141,6 +143,7 @@ class SimulatedSwarm:
         averaging: AveragingRules | None = None,
         tampers: Mapping[int, Tamper] | None = None,
         clients: Sequence[int] = (),
+        wrap: Callable[[int, Transport], Transport] = lambda _number, transport: transport,
     ) -> None:
         self.network = SimulatedNetwork(seed, link or LinkSpec(latency_s=0.02, jitter_s=0.005, bandwidth_bytes_per_s=1e7))
         self.keys = [make_key(number) for number in range(count)]
@@ -148,6 +151,7 @@ class SimulatedSwarm:
         self.members: list[Member] = []
         self._tampers = tampers or {}
         self._clients = clients
+        self._wrap = wrap
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> SimulatedSwarm:
@@ -156,15 +160,16 @@ class SimulatedSwarm:
         endpoints = {peer: Endpoint(peer, str(peer)) for peer in peers}
         undialable = frozenset(peers[number] for number in self._clients)
         for number, (key, peer) in enumerate(zip(self.keys, peers, strict=True)):
-            transport: Transport = SimulatedTransport(self.network, peer)
+            transport = self._wrap(number, SimulatedTransport(self.network, peer))
             if number in self._tampers:
                 transport = TamperedTransport(transport, self._tampers[number])
             directory, notary = FixedDirectory(peer, endpoints, undialable), KeyNotary(key)
             context = MemberContext(peer, transport, directory, notary, self.averaging, tasks, dialable=peer not in undialable)
             closed: list[Epoch] = []
-            averager = Averager(context, closed.append)
+            rounds: list[RoundDone] = []
+            averager = Averager(context, closed.append, rounds.append)
             await self._stack.enter_async_context(transport.serve(averager.handlers))
-            self.members.append(Member(peer, averager, directory, transport, notary, closed))
+            self.members.append(Member(peer, averager, directory, transport, notary, closed, rounds))
         return self
 
     async def __aexit__(self, *error: object) -> None:

@@ -125,7 +125,7 @@ def test_a_crash_at_any_moment_leaves_the_survivors_with_the_same_bytes(victim: 
             assert len(done) == 3, outcomes
             assert same_bytes(done)
             assert done[0].weight >= 3
-            assert asyncio.get_running_loop().time() < 20
+            assert asyncio.get_running_loop().time() < moment_s + 1.0  # its connections break, or nobody listens where it was
 
     run_simulated(main(), seed=3)
 
