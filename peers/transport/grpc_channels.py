@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,17 +18,21 @@ from peers.transport.tls import TlsCredentials
 from protocols.errors import RemoteProtocolError, RemoteTimeout
 from protocols.ids import PeerId
 
+_KEPT_IDLE_S = 60.0
+"""How long a channel that nobody uses is kept: each costs a few hundred KiB, and in a long run most members ever dialled are gone."""
+
 
 @dataclass(eq=False, slots=True)
 class _Dial:
     endpoint: Endpoint
     channel: grpc.aio.Channel
     users: int = 0
+    used_at_s: float = 0.0
     retired: bool = False
 
 
 class GrpcChannels:
-    """Opens channels when first needed and keeps them.
+    """Opens channels when first needed and keeps them while they are used now and then.
 
     Args:
         credentials: ours.
@@ -56,11 +61,13 @@ class GrpcChannels:
             if dial is not None:
                 await self._retire(dial)
             dial = fresh
+            await self._retire_idle()
         dial.users += 1
         try:
             yield dial.channel
         finally:
             dial.users -= 1
+            dial.used_at_s = asyncio.get_running_loop().time()
             if dial.retired:
                 await self._retire(dial)
 
@@ -70,6 +77,13 @@ class GrpcChannels:
         dials, self._dials = list(self._dials.values()), {}
         for dial in dials:
             await dial.channel.close(None)
+
+    async def _retire_idle(self) -> None:
+        """Called for each new channel, so that there are never more idle ones than were opened lately."""
+        now = asyncio.get_running_loop().time()
+        idle = [peer for peer, dial in self._dials.items() if dial.users == 0 and dial.used_at_s and now - dial.used_at_s > _KEPT_IDLE_S]
+        for peer in idle:
+            await self._retire(self._dials.pop(peer))
 
     @staticmethod
     async def _retire(dial: _Dial) -> None:
