@@ -51,42 +51,36 @@ class _NumberedTask(asyncio.Task[Any]):
 class _Event(asyncio.TimerHandle):
     """A call that will be made: what `asyncio.TimerHandle` offers, without the bookkeeping that only real loops need."""
 
-    __slots__ = ()
+    __slots__ = ("args", "call", "context", "loop", "off")
 
     def __init__(
         self,
-        callback: Callable[..., object],
+        call: Callable[..., object],
         args: tuple[Any, ...],
         loop: SimulatedLoop,
         when_s: float,
         context: contextvars.Context | None,
     ) -> None:
-        self._callback = callback
-        self._args = args
-        self._loop = loop
+        self.call = call
+        self.args = args
+        self.loop = loop
+        self.context = contextvars.copy_context() if context is None else context
+        self.off = False
         self._when = when_s
-        self._context = contextvars.copy_context() if context is None else context
-        self._cancelled = False
-        self._scheduled = False
-        self._repr = None
-        self._source_traceback = None
 
-    def make(self) -> None:
-        """Make the call, unless it was cancelled."""
-        if not self._cancelled:
-            try:
-                self._context.run(self._callback, *self._args)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:  # noqa: BLE001  # the loop is the last owner of a callback, as in asyncio
-                self._loop.call_exception_handler({"message": f"exception in {self._callback}", "exception": error, "handle": self})
+    def __repr__(self) -> str:
+        return f"<{self.call} at {self._when} s>"
 
     def cancel(self) -> None:
         """Never make it."""
-        if not self._cancelled:
-            self._cancelled = True
-            self._loop.note_cancelled()
-            self._callback = self._args = None  # type: ignore[assignment]  # what they hold may be large
+        if not self.off:
+            self.off = True
+            self.args = ()  # what it holds may be large
+            self.loop.note_cancelled()
+
+    def cancelled(self) -> bool:
+        """Whether it will not be made."""
+        return self.off
 
 
 class SimulatedLoop(base_events.BaseEventLoop):
@@ -146,7 +140,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
         """An event of ours was cancelled; where many were, they are thrown away before their time."""
         self._timers_cancelled += 1
         if self._timers_cancelled > _MIN_CANCELLED and 2 * self._timers_cancelled > len(self._timers):
-            self._timers = [timer for timer in self._timers if not timer[2].cancelled()]
+            self._timers = [timer for timer in self._timers if not timer[2].off]
             heapq.heapify(self._timers)
             self._timers_cancelled = 0
 
@@ -154,15 +148,22 @@ class SimulatedLoop(base_events.BaseEventLoop):
         """What `run_forever` calls until it is told to stop."""
         soon = self._soon
         while not self._stopping:
-            if soon:
-                soon.popleft().make()
-            else:
+            if not soon:
                 self._pass_time()
+            event = soon.popleft()
+            if event.off:
+                continue
+            try:
+                event.context.run(event.call, *event.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001  # the loop is the last owner of a callback, as in asyncio
+                self.call_exception_handler({"message": f"exception in {event.call}", "exception": error, "handle": event})
 
     def _pass_time(self) -> None:
         """Jump to the next timer (exactly, so that sums of delays come out as computed by hand)."""
         timers = self._timers
-        while timers and timers[0][2].cancelled():
+        while timers and timers[0][2].off:
             heapq.heappop(timers)
         if not timers:
             raise SimulationError(f"deadlock at {self._now_s:.6f} s: no task can run and no timer is set; {self.describe_tasks()}")

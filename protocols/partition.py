@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 
 PLACE_BITS = 48
 """Precision of a block's place in the dealing order. Two members closer than that are taken in member order."""
@@ -116,6 +117,12 @@ def assign_blocks(
     Raises:
         ValueError: as `block_counts`.
     """
+    return _dealt(num_blocks, tuple(bandwidths_bytes_per_s), None if most_blocks is None else tuple(most_blocks))
+
+
+@lru_cache(maxsize=256)
+def _dealt(num_blocks: int, bandwidths_bytes_per_s: tuple[int | None, ...], most_blocks: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Remembered: whoever tries again, and all members of a simulated group, deal the same blocks."""
     places = []
     for i, count in enumerate(block_counts(num_blocks, bandwidths_bytes_per_s, most_blocks)):
         places += [(((2 * number + 1) << PLACE_BITS) // (2 * count), i) for number in range(count)]

@@ -30,16 +30,14 @@ from scripts.simulation.swarm import SimulatedSwarm
 
 @contextmanager
 def few_garbage_collections() -> Iterator[None]:
-    """Collect cycles only when there are very many: a simulation holds millions of objects, and looking at all of them took half its time."""
+    """Collect cycles only when there are very many: a simulation holds millions of objects, and looking at all of them is half the work."""
     before = gc.get_threshold()
-    gc.collect()
     gc.freeze()
-    gc.set_threshold(500_000, 50, 1000)
+    gc.set_threshold(5_000_000, 50, 1000)
     try:
         yield
     finally:
         gc.set_threshold(*before)
-        gc.unfreeze()
 
 
 def simulate(scenario: Scenario, console: Console) -> dict[str, Any]:

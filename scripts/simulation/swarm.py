@@ -120,7 +120,7 @@ class SimulatedSwarm:
         for member in self._members:
             if member.process is None:
                 self._network.restart(member.peer)
-                for other in self._members:
+                for other in self._members if epoch else ():
                     other.directory.suspects.discard(member.peer)
                 member.process = processes.create_task(self._live(member, epoch), name=f"member {member.number}")
             member.rounds_done, member.dies_in_round = 0, None
@@ -182,7 +182,7 @@ class SimulatedSwarm:
         if member.dies_in_round == index:
             asyncio.get_running_loop().call_later(member.dies_after * self._typical_s, self._die, member, member.process)
 
-    def _die(self, member: _Member, process: asyncio.Task[None]) -> None:
+    def _die(self, member: _Member, process: asyncio.Task[None] | None) -> None:
         if member.process is process:
             self.figures.member_died(self._now_s(), member.number, member.rounds_done)
             self._kill(member)

@@ -5,81 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 
 import torch
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from peers.averaging.averager import Averaged, Averager, RoundDone
 from peers.averaging.context import AveragingRules, MemberContext
 from peers.interfaces import Endpoint, Transport
+from peers.testing import FixedDirectory, KeyNotary, make_key
 from peers.transport.simulated import LinkSpec, SimulatedNetwork, SimulatedTransport
 from protocols.codecs import codec_named
-from protocols.errors import RemoteProtocolError, RoundError
+from protocols.errors import RoundError
 from protocols.ids import Epoch, PeerId, RunId
 from protocols.messages import Join
 from tests.helpers.swarm_tampering import Tamper, TamperedTransport
 
 RUN = RunId(bytes(range(32)))
 STATE_HASH = b"s" * 32
-SIGNATURE_BYTES = 64
-
-
-@lru_cache(maxsize=4096)
-def _is_signed(public_key: bytes, signature: bytes, message: bytes) -> bool:
-    """All members of a test live in one process: each signature is verified once instead of once by everybody."""
-    try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
-    except InvalidSignature:
-        return False
-    return True
-
-
-class KeyNotary:
-    """Signs with one key; opens what any key signed."""
-
-    def __init__(self, key: Ed25519PrivateKey) -> None:
-        self._key = key
-        self.peer = PeerId(key.public_key().public_bytes_raw())
-
-    def seal(self, kind: str, payload: bytes) -> bytes:
-        return self.peer.public_key + self._key.sign(kind.encode() + payload) + payload
-
-    def open(self, kind: str, sealed: bytes) -> tuple[PeerId, bytes]:
-        if len(sealed) < 32 + SIGNATURE_BYTES:
-            raise RemoteProtocolError(None, "too short for a signature")
-        peer, signature, payload = PeerId(sealed[:32]), sealed[32 : 32 + SIGNATURE_BYTES], sealed[32 + SIGNATURE_BYTES :]
-        if not _is_signed(peer.public_key, signature, kind.encode() + payload):
-            raise RemoteProtocolError(peer, "bad signature")
-        return peer, payload
-
-
-@dataclass
-class FixedDirectory:
-    """Everybody knows everybody, until they are suspected."""
-
-    me: PeerId
-    endpoints: Mapping[PeerId, Endpoint]
-    undialable: frozenset[PeerId] = frozenset()
-    suspects: set[PeerId] = field(default_factory=set)
-
-    def placed(self, epoch: Epoch) -> tuple[frozenset[PeerId], frozenset[PeerId]]:
-        others = frozenset(self.endpoints) - {self.me}
-        return others - self.undialable, others & self.undialable
-
-    def live(self, epoch: Epoch) -> frozenset[PeerId]:
-        return frozenset(self.endpoints) - {self.me} - self.suspects
-
-    def endpoint(self, peer: PeerId) -> Endpoint | None:
-        return None if peer in self.undialable else self.endpoints.get(peer)
-
-    async def refresh(self) -> None:
-        pass
-
-    def suspect(self, peer: PeerId) -> None:
-        self.suspects.add(peer)
 
 
 @dataclass
@@ -93,12 +35,6 @@ class Member:
     notary: KeyNotary
     closed: list[Epoch]
     rounds: list[RoundDone]
-
-
-@lru_cache(maxsize=64)
-def make_key(number: int) -> Ed25519PrivateKey:
-    """A key that is the same in every run."""
-    return Ed25519PrivateKey.from_private_bytes((number + 1).to_bytes(4, "little") * 8)
 
 
 def rules(codec: str = "fp32", block_elems: int = 64, max_group: int = 64, **changes: float) -> AveragingRules:

@@ -12,9 +12,10 @@ import torch
 
 from peers.averaging.averager import Averaged
 from peers.simulation import run_simulated
+from peers.testing import KeyNotary, make_key
 from protocols.ids import Epoch, PeerId, RoundId
 from protocols.rendezvous import rendezvous_order
-from tests.helpers.averaging_swarm import RUN, KeyNotary, SimulatedSwarm, averaged, make_key, same_bytes
+from tests.helpers.averaging_swarm import RUN, SimulatedSwarm, averaged, same_bytes
 from tests.helpers.swarm_tampering import Tamper
 
 COUNT = 4

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from peers.simulation import run_simulated
+from peers.testing import KeyNotary, make_key
 from protocols.errors import RemoteRefusal, RoundError
 from protocols.frames import HEARTBEAT
 from protocols.ids import Epoch
 from protocols.messages import Commit, Report, parse
 from protocols.proto.swarm.v1 import control_pb2 as pb
 from protocols.settlement import MAX_ATTEMPTS
-from tests.helpers.averaging_swarm import STATE_HASH, KeyNotary, SimulatedSwarm, averaged, make_key
+from tests.helpers.averaging_swarm import STATE_HASH, SimulatedSwarm, averaged
 from tests.helpers.swarm_liars import BAD_FRAMES, COUNT, LAST, LEADER, PART, SECOND, SIZE_ELEMS, SLOW_S, altered, offender_of, play
 from tests.helpers.swarm_tampering import Tamper
 

@@ -1,0 +1,147 @@
+"""The simulated swarm: exact where nothing happens, never stuck where much does, and the same in every process."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from scripts import simulate
+from scripts.simulation.figures import EpochFigures, Figures, Trace
+from scripts.simulation.scenario import Scenario
+
+ROOT = Path(__file__).resolve().parents[3]
+QUIET = Console(quiet=True)
+CALM = Scenario(
+    peers=20, rounds=2, crash_rate=0.0, loss=0.0, rtt_ms=(20.0, 200.0), mbit=(10.0, 1000.0), clients=0.0, max_group=8, elems=256, blocks=2,
+    seed=7,
+)  # fmt: skip
+SMALL = [
+    "--peers",
+    "12",
+    "--rounds",
+    "2",
+    "--max-group",
+    "4",
+    "--kib",
+    "1",
+    "--blocks",
+    "2",
+    "--crash-rate",
+    "0.1",
+    "--loss",
+    "0.05",
+    "--json",
+]
+
+
+def test_a_calm_swarm_is_exact_after_each_epoch() -> None:
+    found = simulate.simulate(replace(CALM, rounds=4), QUIET)
+    assert (found["d"], found["rounds"], found["member_rounds"]) == (2, 4, 80)
+    assert (found["success"], found["stuck"], found["failures"], found["late"]) == (1.0, 0, {}, 0)
+    assert max(found["rel_error"][1::2]) < 1e-6 < min(found["rel_error"][0::2])
+    assert found["rel_error_last"] == found["rel_error"][-1]
+    assert 0.1 < found["round_s_p50"] <= found["round_s_p99"] < 3.0
+
+
+def test_members_that_die_hold_nobody_up() -> None:
+    found = simulate.simulate(replace(CALM, rounds=6, crash_rate=0.1, loss=0.05), QUIET)
+    assert found["crashed"] > 5
+    assert found["stuck"] == 0
+    assert found["success"] > 0.9
+
+
+def test_members_that_nobody_can_dial_take_part() -> None:
+    found = simulate.simulate(replace(CALM, clients=0.4), QUIET)
+    assert (found["success"], found["stuck"]) == (1.0, 0)
+    assert found["rel_error_last"] < 1e-6
+
+
+def test_one_group_needs_one_round() -> None:
+    found = simulate.simulate(replace(CALM, peers=6, rounds=1), QUIET)
+    assert (found["d"], found["success"], found["rel_error_last"] < 1e-6) == (1, 1.0, True)
+
+
+def test_a_seed_gives_one_digest_in_every_process_and_another_seed_another(capsys: pytest.CaptureFixture[str]) -> None:
+    command = [sys.executable, "-m", "scripts.simulate", *SMALL, "--seed", "3"]
+    environment = {**os.environ, "PYTHONHASHSEED": "12345"}  # ours is another
+    other = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=100)
+    printed = [other.stdout]
+    for seed in ("3", "4"):
+        assert simulate.main([*SMALL, "--seed", seed]) == 0
+        printed.append(capsys.readouterr().out)
+    found = [json.loads(out.splitlines()[-1]) for out in printed]
+    assert {"success", "stuck", "rel_error", "round_s_p50", "round_s_p99", "wall_s", "digest"} <= found[0].keys()
+    assert found[0]["digest"] == found[1]["digest"] != found[2]["digest"]
+
+
+def test_links_are_drawn_from_their_ranges() -> None:
+    links = replace(CALM, peers=500, loss=0.01).links()
+    assert all(0.01 <= link.latency_s <= 0.1 and 10e6 / 8 - 1 <= link.bandwidth_bytes_per_s <= 1000e6 / 8 for link in links)
+    slow = sum(link.bandwidth_bytes_per_s < 100e6 / 8 for link in links)
+    assert 200 < slow < 300  # half of them: uniform in the logarithm
+    assert {link.loss for link in links} == {0.01}
+
+
+def test_dice_of_one_kind_do_not_depend_on_another() -> None:
+    assert CALM.links() == replace(CALM, clients=0.5).links()
+    assert CALM.links() != replace(CALM, seed=8).links()
+    assert np.array_equal(CALM.contribution(1, 2), replace(CALM, peers=5).contribution(1, 2))
+    assert not np.array_equal(CALM.contribution(1, 2), CALM.contribution(1, 3))
+
+
+def test_rounds_are_made_up_to_whole_epochs() -> None:
+    big = replace(CALM, peers=1000, rounds=20, max_group=16)
+    assert (big.grid.sides, big.epochs) == ((8, 8, 8), 7)
+
+
+def test_error_is_that_of_members_who_lived_as_a_share_of_where_they_began() -> None:
+    epoch = EpochFigures(2)
+    own = {number: np.array([float(number)], np.float32) for number in range(4)}
+    for member, mean in ((0, 0.5), (1, 0.5), (2, 2.5), (3, 2.5)):
+        epoch.hold(member, 0, np.array([mean], np.float32), weight=2.0)
+    for member in range(3):
+        epoch.hold(member, 1, np.array([1.5], np.float32), weight=4.0)
+    first, last = epoch.relative_errors(own)
+    assert first == pytest.approx(1.0 / np.sqrt(1.25))
+    assert last == 0.0
+    assert all(np.isnan(EpochFigures(2).relative_errors(own)))
+
+
+def test_a_trace_tells_order_and_values_apart() -> None:
+    def digest(*events: tuple[float, str, int, object]) -> str:
+        trace = Trace()
+        for event in events:
+            trace.note(*event)
+        return trace.digest
+
+    one, other = (0.1, "round", 1, b"x"), (0.1, "round", 2, 0.5)
+    assert len({digest(one, other), digest(other, one), digest(one), digest((math.nextafter(0.1, 1), "round", 1, b"x")), digest()}) == 5
+    assert digest(one, other) == digest(one, other)
+
+
+def test_dead_and_stuck_members_are_counted() -> None:
+    figures = Figures()
+    figures.member_died(1.0, 3, rounds_done=2)
+    figures.member_stuck(2.0, 4, rounds=3)
+    summary = figures.summary()
+    assert (summary["crashed"], summary["stuck"], summary["success"]) == (1, 1, 0.4)
+
+
+@pytest.mark.parametrize("arguments", [["--rtt-ms", "0-5"], ["--mbit", "9-3"], ["--peers", "0"], ["--loss", "1"], ["--max-group", "1"]])
+def test_nonsense_on_the_command_line_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        simulate.parse_arguments(arguments)
+    assert "error" in capsys.readouterr().err
+
+
+def test_ranges_may_be_one_number() -> None:
+    assert simulate.parse_arguments(["--rtt-ms", "50"]).rtt_ms == (50.0, 50.0)
