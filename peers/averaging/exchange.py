@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from peers.averaging.context import Blame, MemberContext
-from peers.averaging.liveness import alongside, beat_forever, beat_until, next_frame, plain_remote_errors
+from peers.averaging.liveness import alongside, beat_forever, beat_until, has_ended, next_frame, plain_remote_errors
 from peers.averaging.pace import Pace
 from peers.averaging.result import RoundResult
 from peers.interfaces import Stream
@@ -73,6 +73,8 @@ class Exchange:
         self._left_out: set[int] = set()
         self._served: set[int] = set()
         self._abandoned = False
+        self._asked_after: set[int] = set()
+        self._asking: asyncio.TaskGroup | None = None
         self.ended: set[int] = set()
 
     # The attempt, in order
@@ -184,12 +186,30 @@ class Exchange:
     async def _watch_senders(self) -> None:
         """A sender that never opens its stream, or whose link swallows everything, is noticed here."""
         rules = self._context.rules
-        while True:
-            await asyncio.sleep(rules.heartbeat_s)
-            now = asyncio.get_running_loop().time()
-            for sender in self._machine.missing_senders() & self._heard_at_s.keys():
-                if now - self._heard_at_s[sender] > rules.stall_timeout_s:
-                    self._sender_gone(sender, f"silent for {rules.stall_timeout_s:.1f} s")
+        async with asyncio.TaskGroup() as asking:
+            self._asking = asking
+            try:
+                while True:
+                    await asyncio.sleep(rules.heartbeat_s)
+                    now = asyncio.get_running_loop().time()
+                    for sender in self._machine.missing_senders() & self._heard_at_s.keys():
+                        if now - self._heard_at_s[sender] > rules.stall_timeout_s:
+                            self._sender_gone(sender, f"silent for {rules.stall_timeout_s:.1f} s")
+                        else:
+                            self._ask_after(sender)
+            finally:
+                self._asking = None
+
+    def _ask_after(self, sender: int) -> None:
+        """Find out, once, whether a sender that has not opened its stream to us still exists."""
+        if self._asking and sender in self._machine.missing_senders() - self._served - self._asked_after:
+            self._asked_after.add(sender)
+            self._asking.create_task(self._learn_its_end(sender))
+
+    async def _learn_its_end(self, sender: int) -> None:
+        if await has_ended(self._context, self._plan.members[sender].peer):
+            self.ended.add(sender)
+            self._sender_gone(sender, "its process has ended")
 
     async def _reduce_all(self) -> None:
         for _ in range(len(self._parts)):
@@ -262,6 +282,8 @@ class Exchange:
                 self.ended.add(reducer)
                 if reducer not in self._served:  # it ended before its parts were on their way: none will come
                     self._sender_gone(reducer, error.reason)
+            elif isinstance(error, RemoteTimeout):
+                self._ask_after(reducer)
 
     async def _send_parts(self, stream: Stream, reducer: int) -> None:
         if self._me in senders_of(self._plan):

@@ -7,11 +7,35 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
+from peers.averaging.context import MemberContext
 from peers.interfaces import Stream
-from protocols.errors import RemoteError, RemoteRefusal, RemoteTimeout
+from protocols.errors import RemoteError, RemoteGone, RemoteRefusal, RemoteTimeout
 from protocols.frames import HEARTBEAT
+from protocols.ids import PeerId
 
 T = TypeVar("T")
+
+ALIVE = "alive"
+"""Name of the call that asks nothing but whether anybody is there."""
+
+
+async def has_ended(context: MemberContext, peer: PeerId) -> bool:
+    """Whether the process of a member has surely ended: its machine answers that nobody listens there.
+
+    Somebody who ought to have opened a stream to us, and has not, may have ended before it could; without asking that looks like silence,
+    which takes `stall_timeout_s` to be believed. False for members that cannot be dialled.
+    """
+    endpoint = context.directory.endpoint(peer)
+    if endpoint is None:
+        return False
+    try:
+        await context.transport.call(endpoint, ALIVE, b"", timeout_s=context.rules.stall_timeout_s)
+    except RemoteGone:
+        context.directory.suspect(peer)
+        return True
+    except RemoteError:
+        return False
+    return False
 
 
 async def next_frame(stream: Stream, stall_timeout_s: float) -> bytes | memoryview:

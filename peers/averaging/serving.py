@@ -7,7 +7,7 @@ import asyncio
 from peers.averaging.context import Blame, MemberContext
 from peers.averaging.exchange import Exchange
 from peers.averaging.fetching import serve_blocks
-from peers.averaging.liveness import beat_until, next_frame
+from peers.averaging.liveness import ALIVE, beat_until, next_frame
 from peers.averaging.plans import JOIN, open_join
 from peers.averaging.rounds import Rounds
 from peers.averaging.settling import SETTLE, Settling, verdict_bytes
@@ -34,7 +34,7 @@ class RoundServer:
         self._rounds = rounds
         self._stand_ins = stand_ins
         self._blame = blame
-        calls: dict[str, CallHandler] = {"closing": self._on_closing}
+        calls: dict[str, CallHandler] = {"closing": self._on_closing, ALIVE: self._on_alive}
         streams: dict[str, StreamHandler] = {
             JOIN: self._on_join,
             "exchange": self._on_exchange,
@@ -77,6 +77,10 @@ class RoundServer:
         else:
             self._rounds.gathering(round_id).closing_heard(sender)
         return pb.ClosingReply(coming=self._rounds.on_our_way_to(round_id)).SerializeToString()
+
+    async def _on_alive(self, sender: PeerId, request: bytes) -> bytes:
+        """That there is an answer says it all."""
+        return b""
 
     # Exchange
 

@@ -13,7 +13,7 @@ from collections.abc import Set
 
 from peers.averaging.context import Blame, MemberContext
 from peers.averaging.exchange import ABANDONED
-from peers.averaging.liveness import alongside, beat_forever, beat_until, next_real_frame, plain_remote_errors
+from peers.averaging.liveness import alongside, beat_forever, beat_until, has_ended, next_real_frame, plain_remote_errors
 from peers.averaging.result import RoundResult
 from peers.interfaces import Stream
 from protocols.butterfly import accepted_weight
@@ -103,14 +103,11 @@ class Settling:
     async def _lead(self, me: int) -> Verdict:
         """Collect reports until everyone who is still there has reported, then decide."""
         everyone = set(range(len(self._plan.members))) - self._plan.absent - {me}
-        unheard = asyncio.get_running_loop().call_later(self._context.rules.stall_timeout_s, self._give_up_strangers, everyone)
-        try:
+        async with alongside(self._give_up_strangers(everyone)):
             await self._own_ready.wait()
             while everyone - self._reports.keys() - self._gone:
                 self._changed.clear()
                 await self._changed.wait()
-        finally:
-            unheard.cancel()
         if late := sorted(everyone - self._reports.keys()):
             log.info("epoch %d: no report from %s", self._plan.epoch, ", ".join(self._plan.members[i].peer.short for i in late))
         if self._own:
@@ -122,9 +119,22 @@ class Settling:
                     self._blame(self._plan.members[index].peer, "it kept reporting other blocks than everybody else")
         return verdict
 
-    def _give_up_strangers(self, everyone: set[int]) -> None:
-        """Whoever has not even turned to us by now is not there."""
-        self._gone |= everyone - self._in_touch
+    async def _give_up_strangers(self, everyone: set[int]) -> None:
+        """Whoever has not even turned to us: gone at once if its process has ended, and when it has had time enough in any case."""
+        rules = self._context.rules
+        await asyncio.sleep(rules.heartbeat_s)
+        async with asyncio.TaskGroup() as asking:
+            for stranger in everyone - self._in_touch:
+                asking.create_task(self._learn_its_end(stranger))
+            await asyncio.sleep(rules.stall_timeout_s - rules.heartbeat_s)
+            self._lose(everyone - self._in_touch)
+
+    async def _learn_its_end(self, stranger: int) -> None:
+        if await has_ended(self._context, self._plan.members[stranger].peer) and stranger not in self._in_touch:
+            self._lose({stranger})
+
+    def _lose(self, members: set[int]) -> None:
+        self._gone |= members
         self._changed.set()
 
     async def _follow(self, leader: int) -> Verdict | None:
@@ -189,8 +199,7 @@ class Settling:
             self._reports[index] = report
             self._changed.set()
         except RemoteError:
-            self._gone.add(index)
-            self._changed.set()
+            self._lose({index})
             raise
 
     def _checked(self, message: pb.Verdict, leader: PeerId) -> Verdict:
