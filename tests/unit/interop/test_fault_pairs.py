@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from peers.averaging.averager import Averaged
+from peers.testing import KeyNotary, make_key
 from protocols.aggregation.mean import weighted_mean
 from protocols.ids import BlockIndex, Epoch, PeerId, RoundId
 from protocols.layout import Blocks
 from protocols.rendezvous import rendezvous_order
-from tests.helpers.averaging_swarm import RUN, KeyNotary, contribution, make_key, same_bytes
+from tests.helpers.averaging_swarm import RUN, contribution, same_bytes
 from tests.helpers.faults import BLOCK_ELEMS, SURVIVED, Aftermath, Fault, average_with, contributors_of_blocks, members_of_plan
 
 COUNT, BLOCKS = 5, 28
