@@ -1,13 +1,14 @@
 """Codecs: fp32 block <-> bytes on the wire. Read `base.py` (the seam and its contract), then `full.py`, `half.py`, `blockwise.py` with
-`integer.py`, and `policy.py`, which chooses among them.
+`linear.py` and `exponent.py`, and `policy.py`, which chooses among them.
 """
 
 from __future__ import annotations
 
 from protocols.codecs.base import Codec
+from protocols.codecs.exponent import E3M0Codec
 from protocols.codecs.full import Fp32Codec
 from protocols.codecs.half import Bf16Codec, Fp16Codec
-from protocols.codecs.integer import E3M0Codec, Int4Codec, Int8Codec
+from protocols.codecs.linear import Int4Codec, Int8Codec
 from protocols.codecs.policy import SizeAdaptiveCodec
 
 _ALL: tuple[Codec, ...] = (

@@ -1,16 +1,16 @@
 """What int8 and the 4-bit codecs have in common: groups of elements with a scale each, elements as small integers times that scale.
 
-Format: all scales, 16 bits each, then all codes (`grouping.py` has their order, `integer.py` their bits).
+Format: all scales, 16 bits each, then all codes (`grouping.py` has their order, `linear.py` and `exponent.py` their bits).
 
 A scale has 8 exponent and 8 mantissa bits: those of a positive fp32 number whose lower 15 bits are zero, little-endian. None is below
 2^-126. So an integer of 7 bits times a scale *is* an fp32 number: decoding rounds nothing, and no two machines can differ in it.
 
-A group's scale is s = M/top, rounded up by a factor below 1 + 2^-8: M is the group's largest magnitude, `top` the largest integer. The
-integer of M is still `top` after that, so in the decoded group the largest magnitude is exactly `top` s, which gives s again: decoding is a
-projection. A group where that does not hold is no encoding and is refused. Only with the smallest scale may all integers be smaller.
+The scale of a group follows from its largest magnitude, and is chosen so that this becomes the largest integer there is. In a decoded group
+it is therefore exactly that integer times the scale, which gives the same scale again: decoding is a projection. A group where that does
+not hold is no encoding and is refused. Only with the smallest scale may all integers be smaller.
 
-Work goes tile by tile, so that all but the first pass over a tile find it in a core's cache, and calls into torch and numpy are few for
-the elements they treat. What fits in bytes is left to numpy, which is quicker there.
+Work goes tile by tile, so that what is written by one call is in a core's cache for the next, and calls into torch and numpy are few for
+the elements they treat. Either one is used where it is quicker.
 
 Legend: E elements of a block, T of a tile, G groups of B elements.
 """
@@ -24,14 +24,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from protocols.codecs.base import BytesLike, Codec, largest_magnitude
+from protocols.codecs.base import BytesLike, Codec
 from protocols.codecs.full import bytes_view, view_as
 from protocols.codecs.grouping import Grouping
 from protocols.parts import TILE_ELEMS, tiles
 
-_DROPPED_BITS = np.uint32(15)
-_ROUND_UP = np.uint32(2**15 - 1)
-_SMALLEST_SCALE = 0x0100
+DROPPED_BITS = np.uint32(15)
+SMALLEST_SCALE = 0x0100
 """2^-126: neither scales nor decoded numbers are ever subnormal."""
 
 _CHECKED_TILES = 8
@@ -44,9 +43,24 @@ ScaleBits = NDArray[np.uint16]
 Bytes = NDArray[np.uint8]
 
 
+def nibbles(grouping: Grouping, bytes_NT: Bytes, tile_elems: int, spare: int) -> Bytes:
+    """The 4-bit codes of one tile, or of N full ones, a byte each, G x B; what fills it up is the spare code."""
+    codes = np.full((*bytes_NT.shape[:-1], grouping.groups(tile_elems) * grouping.group_elems), spare, dtype=np.uint8)
+    (_, lower), (_, upper) = grouping.places(tile_elems)
+    np.bitwise_and(bytes_NT, np.uint8(15), out=codes[..., lower])
+    np.right_shift(bytes_NT[..., : tile_elems // 2], np.uint8(4), out=codes[..., upper])
+    return codes.reshape(-1, grouping.group_elems)
+
+
+def largest_rows(magnitudes_GB: Bytes) -> Bytes:
+    """Largest byte of each row."""
+    largest_G: Bytes = torch.from_numpy(magnitudes_GB).amax(1).numpy()
+    return largest_G
+
+
 def scale_values(bits_G: ScaleBits) -> Magnitudes:
     """The scales that these bits stand for."""
-    return (bits_G.astype(np.uint32) << _DROPPED_BITS).view(np.float32)
+    return (bits_G.astype(np.uint32) << DROPPED_BITS).view(np.float32)
 
 
 class BlockwiseCodec(Codec):
@@ -56,23 +70,31 @@ class BlockwiseCodec(Codec):
         grouping: which elements share a scale.
         top: largest integer that an element may become.
         top_code: magnitude of its code.
-        rounding: how far an integer may be from the number it stands for.
+        scale_step: bits of scales are multiples of this.
         limit: larger magnitudes are cut off.
-        unit: an integer 1 is this number in `write_codes` and `read_codes`; a power of two.
+        unit: an integer 1 is this number in `read_codes`; a power of two.
         spare: the upper half of the last byte of an odd block, if a byte has two codes.
     """
 
     grouping: Grouping
     top: int
     top_code: int
-    rounding: float
+    scale_step: int = 1
     limit: float = FP32_MAX
     unit: float = 1.0
     spare: int = 0
 
+    def __init__(self) -> None:
+        self.largest_scale = int(np.array(self.limit / self.top, dtype=np.float32).view(np.uint32) >> DROPPED_BITS)
+        """Bits of it. Rounded down: `top` times it does not exceed the limit."""
+
     @abstractmethod
-    def write_codes(self, scaled_GB: torch.Tensor, bytes_T: Bytes, tile_elems: int) -> None:
-        """Round a tile of fp32 numbers, which may be overwritten, and write its codes."""
+    def encode_tiles(self, sources_GB: Sequence[torch.Tensor], bits_G: ScaleBits, bytes_E: Bytes, elems: int) -> None:
+        """Write the scales of all groups and the codes of all elements.
+
+        Raises:
+            ValueError: an element is NaN or infinite.
+        """
 
     @abstractmethod
     def read_codes(self, bytes_T: Bytes, tile_elems: int) -> torch.Tensor:
@@ -86,18 +108,6 @@ class BlockwiseCodec(Codec):
         """Two bytes a group, and the codes."""
         return 2 * self.grouping.groups(elems) + self.grouping.code_bytes(elems)
 
-    def scales_for(self, magnitudes_G: Magnitudes) -> ScaleBits:
-        """The scales of groups whose largest magnitudes these are."""
-        raised_G = (magnitudes_G / np.float32(self.top)).view(np.uint32)
-        raised_G += _ROUND_UP
-        raised_G >>= _DROPPED_BITS
-        return np.clip(raised_G, _SMALLEST_SCALE, self._largest_scale).astype("<u2")
-
-    @property
-    def _largest_scale(self) -> int:
-        """Rounded down: `top` times it does not exceed the limit."""
-        return int(np.array(self.limit / self.top, dtype=np.float32).view(np.uint32) >> _DROPPED_BITS)
-
     def encode(self, block_E: torch.Tensor) -> BytesLike:
         """Encode E finite elements.
 
@@ -108,25 +118,11 @@ class BlockwiseCodec(Codec):
         elems = source_E.numel()
         if not elems:
             return b""
-        sources_GB = [self.grouping.grouped(source_T) for source_T in tiles(source_E)]
-        magnitudes_G = _magnitudes(sources_GB)
-        if magnitudes_G.max() > self.limit:
-            sources_GB = [source_GB.clamp(-self.limit, self.limit) for source_GB in sources_GB]
-            magnitudes_G = np.minimum(magnitudes_G, np.float32(self.limit))
-        bits_G = self.scales_for(magnitudes_G)
         data = np.empty(self.encoded_bytes(elems), dtype=np.uint8)
-        data[: bits_G.nbytes] = bits_G.view(np.uint8)
-        factors_G = torch.from_numpy(np.float32(self.unit) / scale_values(bits_G)).unsqueeze(1)
-        self._encode_tiles(sources_GB, factors_G, data[bits_G.nbytes :], elems)
+        scale_bytes = 2 * self.grouping.groups(elems)
+        sources_GB = [self.grouping.grouped(source_T) for source_T in tiles(source_E)]
+        self.encode_tiles(sources_GB, data[:scale_bytes].view("<u2"), data[scale_bytes:], elems)
         return bytes_view(data)
-
-    def _encode_tiles(self, sources_GB: Sequence[torch.Tensor], factors_G: torch.Tensor, bytes_E: Bytes, elems: int) -> None:
-        scratch_GB = torch.empty_like(sources_GB[0])
-        groups, width = self.grouping.tile_groups, self.grouping.tile_bytes
-        for index, source_GB in enumerate(sources_GB):
-            factors = factors_G[index * groups : (index + 1) * groups]
-            scaled_GB = torch.mul(source_GB, factors, out=scratch_GB[: len(source_GB)])
-            self.write_codes(scaled_GB, bytes_E[index * width : (index + 1) * width], min(TILE_ELEMS, elems - index * TILE_ELEMS))
 
     def open(self, data: BytesLike, elems: int) -> BlockwiseBlock:
         """Check scales and codes.
@@ -146,15 +142,17 @@ class BlockwiseCodec(Codec):
         return block
 
     def _check_scales(self, bits_G: ScaleBits) -> None:
-        if int(bits_G.max()) > self._largest_scale or int(bits_G.min()) < _SMALLEST_SCALE:
+        if int(bits_G.max()) > self.largest_scale or int(bits_G.min()) < SMALLEST_SCALE:
             raise ValueError("a scale is NaN or infinite" if not np.isfinite(scale_values(bits_G)).all() else "a scale is out of range")
+        if self.scale_step > 1 and int(np.bitwise_or.reduce(bits_G)) % self.scale_step:
+            raise ValueError("a scale is no power of two")
 
     def _check_codes(self, block: BlockwiseBlock, bits_G: ScaleBits) -> None:
         largest_G = self._largest_codes(block)
         spare = int(block.bytes_E[-1]) >> 4 if self.grouping.halves and block.elems % 2 else self.spare
         if int(largest_G.max()) > self.top_code or spare != self.spare:
             raise ValueError("a code stands for nothing")
-        if bool(((largest_G != self.top_code) & (bits_G != _SMALLEST_SCALE)).any()):
+        if bool(((largest_G != self.top_code) & (bits_G != SMALLEST_SCALE)).any()):
             raise ValueError("a scale is larger than its group needs")
 
     def _largest_codes(self, block: BlockwiseBlock) -> Bytes:
@@ -164,14 +162,6 @@ class BlockwiseCodec(Codec):
         if rest:
             found.append(self.largest_codes(block.bytes_E[full_tiles * width :], rest))
         return np.concatenate(found)
-
-    def worst_error(self, block_E: torch.Tensor) -> float:
-        """`rounding` times the scale of the largest element, plus what the limit cuts off."""
-        if not block_E.numel():
-            return 0.0
-        largest = largest_magnitude(block_E)
-        scale = scale_values(self.scales_for(np.array([min(largest, self.limit)], dtype=np.float32)))
-        return self.rounding * float(scale[0]) + max(0.0, largest - self.limit)
 
 
 class BlockwiseBlock:
@@ -201,16 +191,3 @@ class BlockwiseBlock:
                 tile_T.view(codes_GB.shape).copy_(codes_GB).mul_(factors_G)
             else:
                 self.codec.grouping.ungroup(codes_GB.to(torch.float32).mul_(factors_G), tile_T)
-
-
-def _magnitudes(sources_GB: Sequence[torch.Tensor]) -> Magnitudes:
-    """Largest magnitude of each group of all tiles.
-
-    Raises:
-        ValueError: one of them is NaN or infinite.
-    """
-    found = [(source_GB.amax(1).numpy(), source_GB.amin(1).numpy()) for source_GB in sources_GB]
-    magnitudes_G: Magnitudes = np.abs(np.concatenate([np.maximum(high_G, -low_G) for high_G, low_G in found]))  # no -0
-    if not np.isfinite(magnitudes_G).all():
-        raise ValueError("an element is NaN or infinite")
-    return magnitudes_G
