@@ -35,7 +35,7 @@ class E3M0Codec(BlockwiseCodec):
     """4.06 bits an element (Streaming DiLoCo, arXiv 2501.18512, sends its outer gradients so).
 
     Integers are 0 and the powers of two from 1 to 64, with a sign: in a code, above the exponent e, which is 0 for 0 and else stands for
-    2^(e-1). A magnitude goes to the nearer of two powers, from the middle to the larger one, and below 3/4 to 0 (below 1/2 with the smallest
+    2^(e-1). A magnitude goes to the nearer of two powers, from the middle to the larger, and below 3/4 to 0 (below 1/2 with the smallest
     scale, where it is subnormal). A group's scale s is a power of two, at least 2^-126, such that the largest magnitude M goes to 64. So
     numbers keep a relative precision over a range of 64: the error of x is at most max(abs(x)/3, 3/4 s), and s at most M/48. Magnitudes
     beyond 2^119 are cut off.
