@@ -64,7 +64,7 @@ class Pool:
                 nodes = []
                 for _ in range(NODES):
                     key = Ed25519PrivateKey.generate()
-                    options = Libp2pOptions(listen=("/ip4/127.0.0.1/tcp/0",))
+                    options = Libp2pOptions(listen=("/ip4/127.0.0.1/tcp/0",), start_timeout_s=60.0)
                     node = await stack.enter_async_context(Libp2pNode.start(key.private_bytes_raw(), options))
                     nodes.append(PooledNode(key, node))
             except BaseException as error:
