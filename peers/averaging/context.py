@@ -9,7 +9,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from peers.bandwidth import Bandwidth
 from peers.interfaces import Endpoint, Transport
 from protocols.codecs import Codec
 from protocols.ids import Epoch, PeerId, RunId
@@ -104,7 +103,6 @@ class MemberContext:
         tasks: owns what runs beside a round.
         pool: where numeric work runs.
         dialable: whether others can reach us.
-        bandwidth: measured in our rounds; None where nobody wants to know.
     """
 
     me: PeerId
@@ -115,7 +113,6 @@ class MemberContext:
     tasks: asyncio.TaskGroup
     pool: Executor | None = None
     dialable: bool = True
-    bandwidth: Bandwidth | None = None
 
     async def heavy(self, work: Callable[[], T]) -> T:
         """Run numeric work off the event loop."""

@@ -218,11 +218,10 @@ class Gathering:
             future.set_exception(RemoteRefusal(peer, code, sentence))
 
     def _lead(self, joins: tuple[SealedJoin, ...]) -> None:
-        try:
-            plan = first_plan(self._context, joins, self._size_elems)
-        except RoundError as error:
-            self._conclude(error)
+        if len(joins) > 1 and not any(join.join.bandwidth_bytes_per_s for join in joins):
+            self._conclude(RoundError("nobody in the group can reduce for the others"))
             return
+        plan = first_plan(self._context, joins, self._size_elems)
         for join in joins:
             future = self._waiting.get(join.peer)
             if future and not future.done():

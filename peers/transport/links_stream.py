@@ -161,7 +161,6 @@ class LinkStream:
         """
         if not self._outgoing.credited(size_bytes, asyncio.get_running_loop().time()):
             raise RemoteProtocolError(self._peer, f"credit for {size_bytes} bytes that were never sent")
-        self._traffic.delivered_bytes += size_bytes
         self._link.flight_bytes = self._outgoing.limit_bytes
         self._wake()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import sys
 import threading
 import time
@@ -24,9 +23,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from numpy.typing import NDArray
 
-from peers.averaging.averager import Averaged, Averager, RoundDone
+from peers.averaging.averager import Averaged, Averager
 from peers.averaging.context import AveragingRules, MemberContext
-from peers.bandwidth import Bandwidth
 from peers.clock import SystemClock
 from peers.interfaces import Endpoint
 from peers.memory import keep_freed_memory
@@ -98,16 +96,12 @@ def read_endpoint(file: Path) -> Endpoint:
 class Ours:
     """One member, its network loop in a thread of its own as in a real peer."""
 
-    measures_links = True
-
     def __init__(self) -> None:
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
         self._stack = AsyncExitStack()
         self._rounds = 0
         self._directory = Everyone()
-        self._rounds_done: list[RoundDone] = []
-        self._links = Bandwidth() if self.measures_links else None
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -150,8 +144,7 @@ class Ours:
         pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="heavy")
         tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         notary = MemberNotary(Sealer(key, chain.to_bytes(), RUN), membership_checker(RUN, authority.public_key), SystemClock())
-        context = MemberContext(me, transport, self._directory, notary, rules, tasks, pool, bandwidth=self._links)
-        self._averager = Averager(context, lambda epoch: None, self._rounds_done.append)
+        self._averager = Averager(MemberContext(me, transport, self._directory, notary, rules, tasks, pool), lambda epoch: None)
         self._stack.push_async_callback(transport.close)
         address = await self._stack.enter_async_context(transport.serve(self._averager.handlers))
         self._announce(task, me, address, chain)
@@ -193,10 +186,8 @@ class Ours:
         return self._averaged.vector_D.numpy()
 
     def notes(self) -> dict[str, Any]:
-        """How long planning and the exchange took, seconds, and what our link seems to carry, bytes per second."""
-        done = self._rounds_done[-1]
-        times = {"plan_s": round(done.plan_s, 4), "exchange_s": round(done.exchange_s, 4)}
-        return {**times, "bandwidth_bytes_per_s": self._links.meter.estimate_bytes_per_s} if self._links else dict(times)
+        """Nothing yet."""
+        return {}
 
     def close(self) -> None:
         """Stop serving and end the loop."""
@@ -206,5 +197,4 @@ class Ours:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     sys.exit(serve(Ours()))
