@@ -17,13 +17,14 @@ from peers.interfaces import MAX_CALL_BYTES, MAX_MESSAGE_BYTES, Endpoint, Handle
 from peers.libp2p_daemon import Libp2pOptions
 from peers.libp2p_node import Libp2pNode
 from peers.transport import libp2p_serving
-from peers.transport.libp2p_frames import PROTOCOL, WINDOW_BYTES, Kind, Opening, decode_refusal
+from peers.transport.libp2p_frames import PROTOCOL, WINDOW_BYTES, Kind, Opening
 from peers.transport.libp2p_streams import Libp2pStreams
 from peers.transport.membership import MembershipProof
 from peers.transport.pipe import Pipe
 from protocols.errors import RemoteGone, RemoteProtocolError, RemoteRefusal, RemoteTimeout
-from protocols.ids import BytesLike, PeerId
+from protocols.ids import PeerId
 from tests.helpers.libp2p_pool import POOL, PooledNode
+from tests.helpers.libp2p_raw import Frames
 from tests.helpers.transport_certificates import Member, RunAuthority
 from tests.helpers.transport_worlds import MIB, echo, echo_stream
 
@@ -64,36 +65,6 @@ class Stage:
 
     async def assert_still_serving(self) -> None:
         assert await self.dialler().call(self.there, "echo", b"alive", timeout_s=LONG_S) == b"alive"
-
-
-class Frames:
-    """Takes what comes on a raw stream."""
-
-    def __init__(self) -> None:
-        self.queue: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue()
-
-    def admit(self, kind: int, size_bytes: int) -> None:
-        pass
-
-    def frame(self, kind: int, payload: BytesLike) -> None:
-        self.queue.put_nowait((kind, bytes(payload)))
-
-    def misbehaved(self, error: RemoteProtocolError) -> None:
-        raise AssertionError(error)
-
-    def writable(self) -> None:
-        pass
-
-    def ended(self) -> None:
-        self.queue.put_nowait(None)
-
-    async def refusal(self) -> str:
-        """The code of the next refusal; "" if the stream ends without one."""
-        async with asyncio.timeout(LONG_S):
-            while (got := await self.queue.get()) is not None:
-                if got[0] == Kind.REFUSED:
-                    return decode_refusal(got[1]).code
-        return ""
 
 
 def on_stage(play: Callable[[Stage], Awaitable[None]], handlers: Handlers = HANDLERS) -> None:
