@@ -1,7 +1,7 @@
 """Two of five members fail in the middle of one exchange, each in any of seven ways, and everybody who is left finishes the same round.
 
 Hivemind's `test_allreduce_fault_tolerance`, but deterministic, with every fault really injected, and with exact expectations: each block is
-bit for bit the mean over the contributors that the outcome names for it.
+bit for bit the mean over the contributors that the outcome names for it, and whoever had no accident is in every block.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def check(after: Aftermath, faults: dict[int, Fault]) -> None:
     assert [len(member.rounds) for member in members] == [1] * len(members)
     assert [outcome.blamed for outcome in done.values()] == [{}] * len(members)
     (named,) = {tuple(contributors_of_blocks(member)) for member in members}
+    undisturbed = [after.swarm.members[number].peer for number in range(COUNT) if faults.get(number, Fault.NONE) is Fault.NONE]
+    assert [done[min(done)].shares[peer] for peer in undisturbed] == [1.0] * len(undisturbed), "who did nothing wrong is in every element"
     check_elements(done[min(done)], members_of_plan(members[0]), named)
 
 
