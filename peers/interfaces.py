@@ -91,10 +91,17 @@ class Handlers:
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes of payload that went through a transport since it started."""
+    """Bytes of payload that went through a transport since it started.
+
+    Args:
+        sent_bytes, received_bytes: of calls and streams.
+        delivered_bytes: of what was sent on streams, how much the other side is known to have read; where a transport cannot know, what
+            it was able to send.
+    """
 
     sent_bytes: int = 0
     received_bytes: int = 0
+    delivered_bytes: int = 0
 
 
 class Transport(Protocol):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from peers.averaging.averager import Averager, RoundDone
 from peers.averaging.context import AveragingRules, MemberContext
 from peers.averaging.gathering import LeftOut
+from peers.bandwidth import Bandwidth
 from peers.bridge import PeerHandle
 from peers.identity import Identity
 from peers.interfaces import Clock, Handlers, RecordStore, Transport
@@ -60,8 +61,8 @@ class NodeSettings:
         run, authority_key: which run, and whose word counts in it.
         rules: of averaging.
         target_samples: that close an epoch.
-        presence: as it will be announced, but for the address and the times.
-        bandwidth_bytes_per_s: what we offer for reducing; 0: we reduce nothing.
+        presence: as it will be announced, but for the address, the times, and a bandwidth below its own as long as we measure no more.
+        bandwidth_bytes_per_s: what others may count on at most, whatever our link carries; 0: we reduce nothing.
         founder: we may begin alone; others first wait until they have seen somebody, or a slow
             look-up would make them a swarm of their own.
     """
@@ -115,6 +116,7 @@ class Node:
         self._last_group: tuple[PeerId, ...] = ()
         self._met_somebody = settings.founder
         self._averager: Averager | None = None
+        self._bandwidth = Bandwidth()
         self.address = ""
         self.on_round: Callable[[RoundDone], None] = lambda done: None
         """Called after every round that ended well; for whoever measures."""
@@ -156,7 +158,8 @@ class Node:
         membership = membership_checker(self._settings.run, self._settings.authority_key)
         notary = MemberNotary(self._sealer, membership, self._clock)
         dialable = self._settings.presence.role != "client"
-        return MemberContext(self._me, self._transport, self.roster, notary, self._settings.rules, tasks, pool, dialable)
+        rules, bandwidth = self._settings.rules, self._bandwidth
+        return MemberContext(self._me, self._transport, self.roster, notary, rules, tasks, pool, dialable, bandwidth)
 
     def _observe(self, done: RoundDone) -> None:
         self.on_round(done)
@@ -174,9 +177,9 @@ class Node:
         """Presence: once at the start, then again before it expires."""
         while True:
             now = self._clock.now()
-            presence = dataclasses.replace(
-                self._settings.presence, address=self.address if self._settings.presence.role != "client" else ""
-            )
+            address = self.address if self._settings.presence.role != "client" else ""
+            bandwidth = min(self._bandwidth.meter.estimate_bytes_per_s, self._settings.presence.bandwidth_bytes_per_s)
+            presence = dataclasses.replace(self._settings.presence, address=address, bandwidth_bytes_per_s=bandwidth)
             await self._store_record(seal_presence(presence, self._sealer, now))
             await asyncio.sleep(PRESENCE_EVERY_S)
 

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from protocols.errors import RemoteProtocolError
 from protocols.frames import MAX_MEMBERS
-from protocols.ids import Attempt, BlockIndex, Epoch, PeerId
+from protocols.ids import PUBLIC_KEY_BYTES, Attempt, BlockIndex, Epoch, PeerId
 from protocols.proto.swarm.v1 import control_pb2 as pb
 
 MAX_BLOCKS = 2**16
@@ -31,6 +31,10 @@ MAX_CARRIED_WEIGHT = MAX_WEIGHT * 2**20
 """Samples in what a member brings from an earlier round: of everybody whose contribution is in it."""
 
 MAX_BANDWIDTH_BYTES_PER_S = 10**12
+MAX_MEMORY_BYTES = 2**50
+MAX_PROVEN = 64
+"""Members of whose links one join can speak."""
+
 HASH_BYTES = 32
 _M = TypeVar("_M", bound=Message)
 
@@ -70,6 +74,14 @@ def require_hashes(hashes: Sequence[bytes], sender: PeerId | None, *, may_be_mis
 
 
 @dataclass(frozen=True, slots=True)
+class Proven:
+    """What a member's link has carried, each way, in a round with whoever says so; above 0."""
+
+    peer: PeerId
+    bytes_per_s: int
+
+
+@dataclass(frozen=True, slots=True)
 class Join:
     """A member is ready for a round.
 
@@ -80,6 +92,8 @@ class Join:
         bandwidth_bytes_per_s: how fast it says it can move data; 0 for a member that reduces nothing.
         round_index: which round of the epoch.
         input_hash: names the result that it brings from the round before (`input_hash`); empty in round 0.
+        proven: what it saw other members' links carry, each at most once.
+        part_memory_bytes: memory for the parts of the blocks that it reduces, decoded; 0 for no limit.
     """
 
     epoch: Epoch
@@ -88,6 +102,8 @@ class Join:
     bandwidth_bytes_per_s: int
     round_index: int = 0
     input_hash: bytes = b""
+    proven: tuple[Proven, ...] = ()
+    part_memory_bytes: int = 0
 
     def encode(self) -> bytes:
         """Wire bytes, to be sealed."""
@@ -98,6 +114,8 @@ class Join:
             bandwidth_bytes_per_s=self.bandwidth_bytes_per_s,
             round_index=self.round_index,
             input_hash=self.input_hash,
+            proven=[pb.Proven(peer=seen.peer.public_key, bytes_per_s=seen.bytes_per_s) for seen in self.proven],
+            part_memory_bytes=self.part_memory_bytes,
         ).SerializeToString(deterministic=True)
 
     @classmethod
@@ -110,7 +128,20 @@ class Join:
         require(m.round_index < MAX_ROUNDS, sender, f"an absurd round in its join: {m.round_index}")
         require(len(m.input_hash) == (HASH_BYTES if m.round_index else 0), sender, "a join whose input does not fit its round")
         require(m.bandwidth_bytes_per_s <= MAX_BANDWIDTH_BYTES_PER_S, sender, f"an absurd bandwidth in its join: {m.bandwidth_bytes_per_s}")
-        return cls(Epoch(m.epoch), m.state_hash, m.weight, m.bandwidth_bytes_per_s, m.round_index, m.input_hash)
+        require(m.part_memory_bytes <= MAX_MEMORY_BYTES, sender, f"an absurd memory in its join: {m.part_memory_bytes}")
+        proven = _read_proven(m.proven, sender)
+        return cls(
+            Epoch(m.epoch), m.state_hash, m.weight, m.bandwidth_bytes_per_s, m.round_index, m.input_hash, proven, m.part_memory_bytes
+        )
+
+
+def _read_proven(items: Sequence[pb.Proven], sender: PeerId) -> tuple[Proven, ...]:
+    require(len(items) <= MAX_PROVEN, sender, f"a join that speaks of {len(items)} links")
+    require(all(len(item.peer) == PUBLIC_KEY_BYTES for item in items), sender, "a join that speaks of no member's link")
+    require(len({item.peer for item in items}) == len(items), sender, "a join that speaks of one link twice")
+    possible = all(0 < item.bytes_per_s <= MAX_BANDWIDTH_BYTES_PER_S for item in items)
+    require(possible, sender, "a join that says of a link what no link can carry")
+    return tuple(Proven(PeerId(item.peer), item.bytes_per_s) for item in items)
 
 
 @dataclass(frozen=True, slots=True)

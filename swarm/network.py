@@ -40,6 +40,7 @@ from peers.twin import refuse_twin
 from protocols.codecs import codec_named
 from protocols.errors import NetworkSetupError, StateDirError
 from protocols.ids import PeerId, SwarmTime
+from protocols.messages import MAX_BANDWIDTH_BYTES_PER_S
 from protocols.record_keeping import RecordReader, record_validator
 from protocols.records import Presence
 from protocols.runspec import SignedRunSpec
@@ -47,9 +48,6 @@ from swarm.config import PeerConfig, split_host_port
 from swarm.membership import Membership, remember_addresses
 
 log = logging.getLogger(__name__)
-
-DEFAULT_BANDWIDTH_BYTES_PER_S = 12_500_000
-"""100 Mbit/s: what a member counts for that says nothing about its link."""
 
 KEEP_IN_TOUCH_S = 10.0
 GREETED = 4
@@ -200,7 +198,7 @@ class NetworkThread:
     def _node_settings(self, libp2p: Libp2pNode, papers: Membership, now: SwarmTime) -> NodeSettings:
         signed, averaging = papers.signed, papers.signed.spec.averaging
         rules = AveragingRules(signed.run_id, averaging.block_elems, codec_named(averaging.codec), averaging.max_group)
-        bandwidth = int(self._config.bandwidth_cap_bytes_per_s or DEFAULT_BANDWIDTH_BYTES_PER_S)
+        bandwidth = int(self._config.bandwidth_cap_bytes_per_s or MAX_BANDWIDTH_BYTES_PER_S)
         presence = Presence(
             self._identity.peer,
             "",

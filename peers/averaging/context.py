@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from peers.bandwidth import Bandwidth
 from peers.interfaces import Endpoint, Transport
 from protocols.codecs import Codec
 from protocols.ids import Epoch, PeerId, RunId
@@ -103,6 +104,7 @@ class MemberContext:
         tasks: owns what runs beside a round.
         pool: where numeric work runs.
         dialable: whether others can reach us.
+        bandwidth: measured in our rounds; None where nobody wants to know.
     """
 
     me: PeerId
@@ -113,6 +115,7 @@ class MemberContext:
     tasks: asyncio.TaskGroup
     pool: Executor | None = None
     dialable: bool = True
+    bandwidth: Bandwidth | None = None
 
     async def heavy(self, work: Callable[[], T]) -> T:
         """Run numeric work off the event loop."""

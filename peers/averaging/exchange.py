@@ -15,10 +15,12 @@ import torch
 
 from peers.averaging.context import Blame, MemberContext
 from peers.averaging.liveness import alongside, beat_forever, beat_until, has_ended, next_frame, plain_remote_errors
-from peers.averaging.pace import Pace
+from peers.averaging.measuring import Measuring
+from peers.averaging.pace import Pace, Turns
 from peers.averaging.result import RoundResult
 from peers.interfaces import Stream
 from protocols.aggregation.mean import weighted_mean
+from protocols.bandwidth import stream_rates
 from protocols.butterfly import BlockReducer, ReduceBlock, blocks_reduced_by, contributors_in, fold_order, reducers_of, senders_of
 from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.frames import BlockBytes, BytesLike, FrameKind, FrameReader
@@ -64,6 +66,8 @@ class Exchange:
         self._cut_after_s = cut_after_s
         self._blame = blame
         self._machine = BlockReducer(plan, index)
+        self._measuring = Measuring(context, plan, index)
+        self._turns = {other: Turns(rate) for other, rate in stream_rates(plan, index).items()}
         self._parts: dict[BlockIndex, dict[int, Part]] = {block: {} for block in blocks_reduced_by(plan, index)}
         self._reduced: list[BlockBytes] = []
         self._orders: asyncio.Queue[ReduceBlock] = asyncio.Queue()
@@ -84,6 +88,7 @@ class Exchange:
         loop = asyncio.get_running_loop()
         now = loop.time()
         self._heard_at_s = {i: now for i in senders_of(self._plan) if i != self._me}
+        self._measuring.begin()
         async with asyncio.TaskGroup() as group:
             watch = group.create_task(self._watch_senders())
             reducing = group.create_task(self._reduce_all())
@@ -97,6 +102,7 @@ class Exchange:
             finally:
                 cut.cancel()
                 watch.cancel()
+        self._measuring.end(complete=all(self._result.hashes))
 
     def abandon(self) -> None:
         """`run` was broken off: nobody shall wait for blocks of ours."""
@@ -119,7 +125,7 @@ class Exchange:
         with plain_remote_errors():
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._listen(stream, sender))
-                group.create_task(self._give_results(stream))
+                group.create_task(self._give_results(stream, sender))
 
     # As a reducer
 
@@ -144,6 +150,8 @@ class Exchange:
                 if item:
                     part_E = await self._checked(stream, item, lambda i=item: self._open(i))  # type: ignore[misc]
                     self._part_arrived(sender, item.block, part_E)
+                self._measuring.moved()
+            self._measuring.parts_in(sender)
         except RemoteProtocolError as error:
             self._sender_gone(sender, error.reason)
             raise
@@ -237,14 +245,15 @@ class Exchange:
         self._news.set()
         self._news = asyncio.Event()
 
-    async def _give_results(self, stream: Stream) -> None:
+    async def _give_results(self, stream: Stream, member: int) -> None:
         heartbeat_s = self._context.rules.heartbeat_s
-        sent, pace = 0, Pace(heartbeat_s)
+        sent, pace = 0, Pace(heartbeat_s, self._turns.get(member))
         while sent < len(self._reduced) or not self._finished_reducing:
             if sent == len(self._reduced):
                 await beat_until(stream, heartbeat_s, self._news_after(sent))
             else:
                 await pace.send(stream, self._reduced[sent])
+                self._measuring.moved()
                 sent += 1
         if self._abandoned:
             raise RemoteRefusal(stream.peer, ABANDONED, "this member has stopped averaging")
@@ -287,10 +296,11 @@ class Exchange:
 
     async def _send_parts(self, stream: Stream, reducer: int) -> None:
         if self._me in senders_of(self._plan):
-            pace = Pace(self._context.rules.heartbeat_s)
+            pace = Pace(self._context.rules.heartbeat_s, self._turns.get(reducer))
             for block in blocks_reduced_by(self._plan, reducer):
                 data = await self._context.heavy(lambda b=block: self._encode_own(b))  # type: ignore[misc]
                 await pace.send(stream, BlockBytes(FrameKind.PART, block, data))
+                self._measuring.moved()
         await beat_forever(stream, self._context.rules.heartbeat_s)  # our blocks are out; the results are not in
 
     async def _take_results(self, stream: Stream, reducer: int) -> None:
@@ -311,6 +321,7 @@ class Exchange:
                 if contributors is None or not self._plan.absent.isdisjoint(contributors):
                     raise RemoteProtocolError(stream.peer, f"block {item.block} names contributors that the plan does not have")
                 await self._checked(stream, item, lambda i=item: self._keep(i))  # type: ignore[misc]
+            self._measuring.moved()
 
     async def _contribute_to_self(self) -> None:
         if self._me in senders_of(self._plan):

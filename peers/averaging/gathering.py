@@ -129,7 +129,7 @@ class Gathering:
             TooLate: the others have closed this round already.
             RoundError: no group could be formed now.
         """
-        self._own = seal_join(self._context, join)
+        self._own = seal_join(self._context, join, group.members)
         self._size_elems = size_elems
         self._group = group
         self._live = self._context.directory.live(self._round_id.epoch) & group.members
@@ -218,10 +218,11 @@ class Gathering:
             future.set_exception(RemoteRefusal(peer, code, sentence))
 
     def _lead(self, joins: tuple[SealedJoin, ...]) -> None:
-        if len(joins) > 1 and not any(join.join.bandwidth_bytes_per_s for join in joins):
-            self._conclude(RoundError("nobody in the group can reduce for the others"))
+        try:
+            plan = first_plan(self._context, joins, self._size_elems)
+        except RoundError as error:
+            self._conclude(error)
             return
-        plan = first_plan(self._context, joins, self._size_elems)
         for join in joins:
             future = self._waiting.get(join.peer)
             if future and not future.done():

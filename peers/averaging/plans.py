@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from peers.averaging.context import MemberContext
 from peers.averaging.liveness import next_real_frame
+from protocols.bandwidth import assigned_reducers
 from protocols.errors import RemoteProtocolError, RemoteRefusal, RemoteTimeout, RoundError
 from protocols.ids import Attempt, PeerId
 from protocols.messages import BlockTask, Commit, Join, Plan, SealedJoin, parse, plan_from_message, require
-from protocols.partition import assign_blocks
 from protocols.proto.swarm.v1 import control_pb2 as pb
 
 JOIN = "join"
@@ -31,8 +33,10 @@ class TooLate(RoundError):
         self.holder = holder
 
 
-def seal_join(context: MemberContext, join: Join) -> SealedJoin:
-    """Sign a join of ours."""
+def seal_join(context: MemberContext, join: Join, group: Set[PeerId] = frozenset()) -> SealedJoin:
+    """Sign a join of ours, with what we know by now of our link and of those of the members that it is for."""
+    if context.bandwidth:
+        join = context.bandwidth.offered(join, group)
     return SealedJoin(context.me, join, context.notary.seal(JOIN, join.encode()))
 
 
@@ -48,10 +52,13 @@ def open_join(context: MemberContext, sealed: bytes) -> SealedJoin:
 
 
 def first_plan(context: MemberContext, joins: tuple[SealedJoin, ...], size_elems: int) -> Plan:
-    """The plan that follows from a member list: everyone can compute it, so a leader cannot favour anyone."""
+    """The plan that follows from a member list: everyone can compute it, so a leader cannot favour anyone.
+
+    Raises:
+        RoundError: nobody can reduce, or those who can have not enough memory.
+    """
     rules = context.rules
-    bandwidths = [join.join.bandwidth_bytes_per_s for join in joins] if len(joins) > 1 else [1]  # who is alone reduces for itself
-    owners = assign_blocks(context.blocks_of(size_elems).count, bandwidths)
+    owners = assigned_reducers(joins, context.blocks_of(size_elems).count, rules.block_elems)
     reduce = tuple(BlockTask(block, owner) for block, owner in enumerate(owners))  # type: ignore[arg-type]
     first = joins[0].join
     return Plan(first.epoch, Attempt(0), joins, size_elems, rules.block_elems, rules.codec.name, reduce, round_index=first.round_index)
@@ -113,8 +120,11 @@ def _checked_plan(context: MemberContext, own: SealedJoin, size_elems: int, mess
     for member in members:
         require(_subject(member) == _subject(own), leader, f"a plan that mixes us with {member.peer.short} of another round or state")
     require(plan.index_of(leader) == 0, leader, "a plan that its sender does not lead")
-    require(any(member.join.bandwidth_bytes_per_s for member in members), leader, "a plan in which nobody can reduce")
-    require(plan == first_plan(context, members, size_elems), leader, "a plan that does not follow from its joins")
+    try:
+        expected = first_plan(context, members, size_elems)
+    except RoundError as error:
+        raise RemoteProtocolError(leader, f"a plan of members that can have none: {error}") from error
+    require(plan == expected, leader, "a plan that does not follow from its joins")
     return plan
 
 

@@ -86,7 +86,11 @@ class FallbackTransport:
     def traffic(self) -> Traffic:
         """Running totals of both."""
         direct, second = self._direct.traffic, self._second.traffic
-        return Traffic(direct.sent_bytes + second.sent_bytes, direct.received_bytes + second.received_bytes)
+        return Traffic(
+            direct.sent_bytes + second.sent_bytes,
+            direct.received_bytes + second.received_bytes,
+            direct.delivered_bytes + second.delivered_bytes,
+        )
 
     @asynccontextmanager
     async def serve(self, handlers: Handlers) -> AsyncIterator[str]:

@@ -126,6 +126,7 @@ class GrpcStream(ABC):
             self._failure = RemoteTimeout(self._peer, "a message was cancelled while it was being sent")
             raise
         self._traffic.sent_bytes += len(message)
+        self._traffic.delivered_bytes += len(message)
 
     @abstractmethod
     async def _read(self) -> bytes | RemoteError | None:

@@ -120,9 +120,11 @@ class Libp2pStream:
             self._traffic.received_bytes += len(payload)
             self._inbox.append(payload)
         elif kind == Kind.CREDIT:
-            self._in_flight_bytes -= decode_credit(payload)
+            taken_bytes = decode_credit(payload)
+            self._in_flight_bytes -= taken_bytes
             if self._in_flight_bytes < 0:
                 raise RemoteProtocolError(self._peer, "it has taken more than was sent")
+            self._traffic.delivered_bytes += taken_bytes
         elif kind == Kind.FINISHED:
             self._far_finished = True
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -12,7 +13,6 @@ from typing import cast
 from cryptography.exceptions import InvalidTag
 
 from peers.transport.links_buffers import Buffers
-from peers.transport.links_flow import START_BYTES
 from peers.transport.links_wire import (
     HEADER,
     MAX_CONTROL_BYTES,
@@ -33,13 +33,19 @@ SMALL_PART_BYTES = 16 * 1024
 _AHEAD_BYTES = 256  # read beyond the end of a record: small records and the next header come with it
 _FIRST_BUFFER_BYTES = 2 * MAX_CONTROL_BYTES
 _SEND_BUFFER_BYTES = RECORD_BYTES + SMALL_PART_BYTES + 2 * OVERHEAD_BYTES
+_TCP_NOTSENT_LOWAT = 25  # Linux; Python names it from 3.12 on
+_UNSENT_BYTES = 2**17
 _SILENCE_S = 20
 """Bytes that nobody acknowledges, or a peer that does not answer the kernel's probes, break the connection after this long."""
 
 
 def set_socket_options(connection: socket.socket) -> None:
-    """No waiting for more to send; a dead machine is noticed even where nobody sets a deadline."""
+    """No waiting for more to send; little in the kernel that TCP cannot send yet, or credit and heartbeats queue behind seconds of blocks
+    on a slow uplink; and a dead machine is noticed even where nobody sets a deadline.
+    """
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if sys.platform == "linux":
+        connection.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", _SILENCE_S // 2), ("TCP_KEEPINTVL", _SILENCE_S // 4), ("TCP_KEEPCNT", 2)):
         if hasattr(socket, name):
@@ -82,8 +88,6 @@ class RecordSocket(asyncio.BufferedProtocol, ABC):
 
     def __init__(self, buffers: Buffers) -> None:
         self.buffers = buffers
-        self.flight_bytes = START_BYTES
-        """What the stream that was carried last could have on its way."""
         self._transport: asyncio.Transport | None = None
         self._sealing: RecordKey | None = None
         self._opening: RecordKey | None = None

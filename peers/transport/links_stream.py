@@ -54,7 +54,7 @@ class LinkStream:
         self._inbox: deque[_Message] = deque()
         self._partial: _Message | None = None
         self._lent: tuple[memoryview, bytearray] | None = None
-        self._outgoing = Outgoing(link.flight_bytes)
+        self._outgoing = Outgoing()
         self._far_may_send_bytes = WINDOW_BYTES
         self._owed_credit_bytes = 0
         self._finished = False  # we said that no more follows
@@ -85,7 +85,7 @@ class LinkStream:
                 while not self._outgoing.may_send(size_bytes):
                     await self._changed()
                     self._check_can_send()
-                self._outgoing.sent(size_bytes, asyncio.get_running_loop().time())
+                self._outgoing.sent(size_bytes)
                 await self._link.send_message(parts, size_bytes, lambda: self.broken)
             except asyncio.CancelledError:
                 self.abandon(RemoteTimeout(self._peer, "a message was cancelled while it was being sent"))
@@ -147,10 +147,10 @@ class LinkStream:
         if message.filled + size_bytes > message.size_bytes:
             raise RemoteProtocolError(self._peer, f"a part of {size_bytes} bytes does not fit a message of {message.size_bytes}")
         message.filled += size_bytes
+        self._traffic.received_bytes += size_bytes
         if message.complete:
             self._partial = None
             self._inbox.append(message)
-            self._traffic.received_bytes += message.size_bytes
             self._wake()
 
     def credit(self, size_bytes: int) -> None:
@@ -159,9 +159,9 @@ class LinkStream:
         Raises:
             RemoteProtocolError: more than we had sent.
         """
-        if not self._outgoing.credited(size_bytes, asyncio.get_running_loop().time()):
+        if not self._outgoing.credited(size_bytes):
             raise RemoteProtocolError(self._peer, f"credit for {size_bytes} bytes that were never sent")
-        self._link.flight_bytes = self._outgoing.limit_bytes
+        self._traffic.delivered_bytes += size_bytes
         self._wake()
 
     def far_finished(self) -> None:

@@ -104,6 +104,7 @@ class SimulatedStream:
     def credit(self, size_bytes: int) -> None:
         """The other end has read a message of ours."""
         self._unread_bytes -= size_bytes
+        self._traffic.delivered_bytes += size_bytes
         self._wake()
 
     def far_finished(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 import threading
 import time
@@ -23,8 +24,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from numpy.typing import NDArray
 
-from peers.averaging.averager import Averaged, Averager
+from peers.averaging.averager import Averaged, Averager, RoundDone
 from peers.averaging.context import AveragingRules, MemberContext
+from peers.bandwidth import Bandwidth
 from peers.clock import SystemClock
 from peers.interfaces import Endpoint
 from peers.memory import keep_freed_memory
@@ -96,12 +98,16 @@ def read_endpoint(file: Path) -> Endpoint:
 class Ours:
     """One member, its network loop in a thread of its own as in a real peer."""
 
+    measures_links = True
+
     def __init__(self) -> None:
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="network", daemon=True)
         self._stack = AsyncExitStack()
         self._rounds = 0
         self._directory = Everyone()
+        self._rounds_done: list[RoundDone] = []
+        self._links = Bandwidth() if self.measures_links else None
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
@@ -144,7 +150,8 @@ class Ours:
         pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="heavy")
         tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         notary = MemberNotary(Sealer(key, chain.to_bytes(), RUN), membership_checker(RUN, authority.public_key), SystemClock())
-        self._averager = Averager(MemberContext(me, transport, self._directory, notary, rules, tasks, pool), lambda epoch: None)
+        context = MemberContext(me, transport, self._directory, notary, rules, tasks, pool, bandwidth=self._links)
+        self._averager = Averager(context, lambda epoch: None, self._rounds_done.append)
         self._stack.push_async_callback(transport.close)
         address = await self._stack.enter_async_context(transport.serve(self._averager.handlers))
         self._announce(task, me, address, chain)
@@ -186,8 +193,10 @@ class Ours:
         return self._averaged.vector_D.numpy()
 
     def notes(self) -> dict[str, Any]:
-        """Nothing yet."""
-        return {}
+        """How long planning and the exchange took, seconds, and what our link seems to carry, bytes per second."""
+        done = self._rounds_done[-1]
+        times = {"plan_s": round(done.plan_s, 4), "exchange_s": round(done.exchange_s, 4)}
+        return {**times, "bandwidth_bytes_per_s": self._links.meter.estimate_bytes_per_s} if self._links else dict(times)
 
     def close(self) -> None:
         """Stop serving and end the loop."""
@@ -197,4 +206,5 @@ class Ours:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     sys.exit(serve(Ours()))

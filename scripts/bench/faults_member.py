@@ -46,6 +46,8 @@ TOLERANCE = 1e-5
 class FaultMember(Ours):
     """One process, which fills a slot or waits as a spare."""
 
+    measures_links = False  # a fresh process is to reduce as much as the one it takes the place of
+
     def open(self, task: Task, publish: Publish) -> dict[str, Any]:
         """Listen; who else is there is said by `meet`."""
         torch.set_num_threads(1)

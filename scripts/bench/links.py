@@ -96,12 +96,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line of the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m scripts.bench.links", description="One averaging round over links of stated speeds.")
     parser.add_argument("--mbit", type=_speeds, default=[100.0] * 4, help="speed of each peer's link, comma-separated, 10^6 bit/s")
-    parser.add_argument("--mib", type=int, default=16, help="size of every peer's fp32 vector, MiB")
+    parser.add_argument("--mib", type=int, default=32, help="size of every peer's fp32 vector, MiB")
     parser.add_argument("--block-kib", type=int, default=1024, help="size of our blocks, KiB")
     parser.add_argument("--without-hivemind", action="store_true", help="ours only")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each system that count")
-    parser.add_argument("--warm-up", type=int, default=2, help="rounds of each system before those")
-    parser.add_argument("--congestion", help="TCP congestion control of all hosts (default: the machine's)")
+    parser.add_argument("--warm-up", type=int, default=4, help="rounds of each system before those, in which bandwidths are learnt")
+    parser.add_argument("--congestion", default="cubic", help="TCP congestion control of all hosts")
     parser.add_argument("--timeout-s", type=float, default=120.0, help="deadline of one round, seconds")
     parser.add_argument("--json", action="store_true", help="end standard output with one JSON object on a line")
     options = parser.parse_args(arguments)
@@ -137,8 +137,7 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     bound = least_time_s(options.mib * 2**20, [round(mbit * 1e6 / 8) for mbit in options.mbit])
     title = f"One averaging round of {options.mib} MiB a peer, links of {', '.join(f'{mbit:g}' for mbit in options.mbit)} Mbit/s"
     console.print(table(figures, options.warm_up, bound, title))
-    congestion = options.congestion or Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
-    settings = {"mbit": options.mbit, "mib": options.mib, "block_kib": options.block_kib, "congestion": congestion}
+    settings = {"mbit": options.mbit, "mib": options.mib, "block_kib": options.block_kib, "congestion": options.congestion}
     return {**report(figures, options.warm_up, bound), "tcp_share_of_rate": tcp_shares, **settings, "about": about}
 
 

@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from peers.averaging.averager import Averaged, Averager, RoundDone
 from peers.averaging.context import AveragingRules, MemberContext
+from peers.bandwidth import Bandwidth
 from peers.interfaces import Endpoint
 from peers.testing import FixedDirectory, KeyNotary, make_key
 from peers.transport.simulated import SimulatedNetwork, SimulatedTransport
@@ -154,9 +155,9 @@ class SimulatedSwarm:
         """A process of a member, from its first epoch until it is cancelled."""
         transport = SimulatedTransport(self._network, member.peer)
         async with asyncio.TaskGroup() as tasks:
-            context = MemberContext(
-                member.peer, transport, member.directory, member.notary, self._rules, tasks, dialable=member.bandwidth_bytes_per_s > 0
-            )
+            dialable, bandwidth = member.bandwidth_bytes_per_s > 0, Bandwidth()
+            peer, directory, notary = member.peer, member.directory, member.notary
+            context = MemberContext(peer, transport, directory, notary, self._rules, tasks, dialable=dialable, bandwidth=bandwidth)
             averager = Averager(context, lambda epoch: None, lambda done: self._round_done(member, done))
             averager.held_epoch(epoch)
             async with transport.serve(averager.handlers):

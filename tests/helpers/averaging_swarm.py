@@ -11,6 +11,7 @@ import torch
 
 from peers.averaging.averager import Averaged, Averager, RoundDone
 from peers.averaging.context import AveragingRules, MemberContext
+from peers.bandwidth import Bandwidth
 from peers.interfaces import Endpoint, Transport
 from peers.testing import FixedDirectory, KeyNotary, make_key
 from peers.transport.simulated import LinkSpec, SimulatedNetwork, SimulatedTransport
@@ -100,7 +101,8 @@ class SimulatedSwarm:
             if number in self._tampers:
                 transport = TamperedTransport(transport, self._tampers[number])
             directory, notary = FixedDirectory(peer, endpoints, undialable), KeyNotary(key)
-            context = MemberContext(peer, transport, directory, notary, self.averaging, tasks, dialable=peer not in undialable)
+            dialable, bandwidth = peer not in undialable, self.bandwidth_of(number)
+            context = MemberContext(peer, transport, directory, notary, self.averaging, tasks, dialable=dialable, bandwidth=bandwidth)
             closed: list[Epoch] = []
             rounds: list[RoundDone] = []
             averager = Averager(context, closed.append, rounds.append)
@@ -110,6 +112,10 @@ class SimulatedSwarm:
 
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
+
+    def bandwidth_of(self, number: int) -> Bandwidth | None:
+        """What a member measures with; nothing here, so that bandwidths are as said."""
+        return None
 
     def vector(self, number: int, size_elems: int) -> torch.Tensor:
         """The contribution of a member."""

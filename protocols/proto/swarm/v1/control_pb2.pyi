@@ -7,20 +7,32 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Join(_message.Message):
-    __slots__ = ("epoch", "state_hash", "weight", "bandwidth_bytes_per_s", "round_index", "input_hash")
+    __slots__ = ("epoch", "state_hash", "weight", "bandwidth_bytes_per_s", "round_index", "input_hash", "proven", "part_memory_bytes")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STATE_HASH_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     BANDWIDTH_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     ROUND_INDEX_FIELD_NUMBER: _ClassVar[int]
     INPUT_HASH_FIELD_NUMBER: _ClassVar[int]
+    PROVEN_FIELD_NUMBER: _ClassVar[int]
+    PART_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     state_hash: bytes
     weight: float
     bandwidth_bytes_per_s: int
     round_index: int
     input_hash: bytes
-    def __init__(self, epoch: _Optional[int] = ..., state_hash: _Optional[bytes] = ..., weight: _Optional[float] = ..., bandwidth_bytes_per_s: _Optional[int] = ..., round_index: _Optional[int] = ..., input_hash: _Optional[bytes] = ...) -> None: ...
+    proven: _containers.RepeatedCompositeFieldContainer[Proven]
+    part_memory_bytes: int
+    def __init__(self, epoch: _Optional[int] = ..., state_hash: _Optional[bytes] = ..., weight: _Optional[float] = ..., bandwidth_bytes_per_s: _Optional[int] = ..., round_index: _Optional[int] = ..., input_hash: _Optional[bytes] = ..., proven: _Optional[_Iterable[_Union[Proven, _Mapping]]] = ..., part_memory_bytes: _Optional[int] = ...) -> None: ...
+
+class Proven(_message.Message):
+    __slots__ = ("peer", "bytes_per_s")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    peer: bytes
+    bytes_per_s: int
+    def __init__(self, peer: _Optional[bytes] = ..., bytes_per_s: _Optional[int] = ...) -> None: ...
 
 class Closing(_message.Message):
     __slots__ = ("epoch", "round_index", "stand_in")

@@ -1,0 +1,55 @@
+"""What an exchange tells about links: fed while it runs, summed up when it is over."""
+
+from __future__ import annotations
+
+import asyncio
+
+from peers.averaging.context import MemberContext
+from protocols.messages import Plan
+
+
+class Measuring:
+    """One exchange, as the member's `peers.bandwidth.Bandwidth` sees it; does nothing where nobody wants to know.
+
+    Args:
+        context: who we are.
+        plan: what is exchanged.
+        me: our index in it.
+    """
+
+    def __init__(self, context: MemberContext, plan: Plan, me: int) -> None:
+        self._bandwidth = context.bandwidth
+        self._transport = context.transport
+        self._codec = context.rules.codec
+        self._plan = plan
+        self._me = me
+        self._began_s = 0.0
+        self._parts_in_s: dict[int, float] = {}
+
+    def begin(self) -> None:
+        """The exchange begins."""
+        self._began_s = asyncio.get_running_loop().time()
+        if self._bandwidth:
+            self._bandwidth.meter.begin(self._began_s, self._transport.traffic)
+
+    def moved(self) -> None:
+        """Something has been sent or has come."""
+        if self._bandwidth:
+            self._bandwidth.meter.sample(asyncio.get_running_loop().time(), self._transport.traffic)
+
+    def parts_in(self, sender: int) -> None:
+        """All parts of a member have come."""
+        self._parts_in_s[sender] = asyncio.get_running_loop().time() - self._began_s
+
+    def end(self, *, complete: bool) -> None:
+        """The exchange is over.
+
+        Args:
+            complete: we hold every block of the result.
+        """
+        if self._bandwidth:
+            now = asyncio.get_running_loop().time()
+            self._bandwidth.meter.end(now, self._transport.traffic)
+            if complete and self._plan.attempt == 0:
+                vector_bytes = self._codec.encoded_bytes(self._plan.size_elems)
+                self._bandwidth.round_done(self._plan, self._me, vector_bytes, now - self._began_s, self._parts_in_s)
