@@ -40,20 +40,21 @@ async def average_by_plan(
     Raises:
         RoundError: no agreement.
     """
-    first_digest = plan.digest
-    result = rounds.results[first_digest] = RoundResult(context.blocks_of(own_D.numel()), context.rules.codec)
+    first_digest, digests = plan.digest, (plan.digest,)
+    result = rounds.results[first_digest] = RoundResult(context.blocks_of(own_D.numel()), context.rules.codec, context.memory)
     try:
         while True:
             verdict = await _Attempt(context, rounds, plan, first_digest, blame).run(own_D, result)
             match verdict:
                 case Commit():
+                    rounds.exchanged(digests)
                     if tuple(result.hashes) != verdict.block_hashes:
                         raise RoundError("the group committed to blocks that we do not hold")
                     return plan, result, replace(verdict, weight=accepted_weight(plan, result.masks))  # the leader's is a claim
                 case GiveUp(reason):
                     raise RoundError(reason)
                 case Plan():
-                    plan = verdict
+                    plan, digests = verdict, (*digests, verdict.digest)
                     log.info("epoch %d: attempt %d repairs %d blocks", plan.epoch, plan.attempt, len(plan.reduce) + len(plan.fetch))
     except BaseException:
         rounds.results.pop(first_digest, None)

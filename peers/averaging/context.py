@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 from peers.bandwidth import Bandwidth
 from peers.interfaces import Endpoint, Transport
+from peers.memory import KeptMemory
 from protocols.codecs import Codec
 from protocols.ids import Epoch, PeerId, RunId
 from protocols.layout import Blocks
@@ -105,6 +106,7 @@ class MemberContext:
         pool: where numeric work runs.
         dialable: whether others can reach us.
         bandwidth: measured in our rounds; None where nobody wants to know.
+        memory: for blocks and results.
     """
 
     me: PeerId
@@ -116,6 +118,7 @@ class MemberContext:
     pool: Executor | None = None
     dialable: bool = True
     bandwidth: Bandwidth | None = None
+    memory: KeptMemory = field(default_factory=KeptMemory)
 
     async def heavy(self, work: Callable[[], T]) -> T:
         """Run numeric work off the event loop."""
@@ -147,6 +150,10 @@ class Expected(Generic[K, V]):
             del self._known[next(iter(self._known))]
         self._added.set()
         self._added = asyncio.Event()
+
+    def pop(self, key: K) -> V | None:
+        """Nobody needs it any more."""
+        return self._known.pop(key, None)
 
     def peek(self, key: K) -> V | None:
         """The value if it is there."""

@@ -25,6 +25,7 @@ from protocols.butterfly import BlockReducer, ReduceBlock, blocks_reduced_by, co
 from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.frames import BlockBytes, BytesLike, FrameKind, FrameReader
 from protocols.ids import BlockIndex
+from protocols.layout import Blocks
 from protocols.messages import Plan
 from protocols.parts import Part
 from protocols.proto.swarm.v1 import control_pb2 as pb
@@ -62,6 +63,7 @@ class Exchange:
         self._me = index
         self._own_D = own_D
         self._result = result
+        self._blocks = result.blocks
         self._codec = context.rules.codec
         self._cut_after_s = cut_after_s
         self._blame = blame
@@ -107,7 +109,15 @@ class Exchange:
     def abandon(self) -> None:
         """`run` was broken off: nobody shall wait for blocks of ours."""
         self._abandoned = self._finished_reducing = True
+        self.forget()
         self._tell()
+
+    def forget(self) -> None:
+        """Let go of the vectors: who still holds us, a task that has not quite ended or the garbage collector, may do so for long."""
+        self._parts.clear()
+        self._reduced.clear()
+        self._own_D = torch.empty(0)
+        self._result = RoundResult(Blocks(1, 1), self._codec, self._context.memory)
 
     async def serve(self, stream: Stream) -> None:
         """The other end of `_with_reducer`: take a member's parts, give it every block we reduce.
@@ -142,7 +152,7 @@ class Exchange:
             log.debug("a member has left: %s", error)
 
     async def _take_parts(self, stream: Stream, sender: int) -> None:
-        reader = FrameReader(stream.peer, FrameKind.PART, self._expected_bytes(self._me))
+        reader = FrameReader(stream.peer, FrameKind.PART, self._expected_bytes(self._me), self._part_buffer)
         try:
             while not reader.complete:
                 item = reader.feed(await next_frame(stream, self._context.rules.stall_timeout_s))
@@ -158,6 +168,9 @@ class Exchange:
         except (RemoteTimeout, RemoteRefusal) as error:
             self._sender_gone(sender, error.reason)
 
+    def _part_buffer(self, _block: BlockIndex, total_bytes: int) -> BytesLike:
+        return self._context.memory.array(total_bytes).data
+
     async def _checked(self, stream: Stream, item: BlockBytes, work: Callable[[], T]) -> T:
         """Run work on what a member sent in the pool; what it cannot decode is that member's fault."""
         try:
@@ -167,7 +180,7 @@ class Exchange:
 
     def _open(self, item: BlockBytes) -> Part:
         """Check an encoding; it is decoded tile by tile where it is needed."""
-        return self._codec.open(item.data, self._result.blocks.elems(item.block))
+        return self._codec.open(item.data, self._blocks.elems(item.block))
 
     def _keep(self, item: BlockBytes) -> None:
         self._result.put(item, self._open(item))
@@ -235,7 +248,7 @@ class Exchange:
 
     def _reduce(self, order: ReduceBlock, parts_GE: list[Part], weights_G: list[float]) -> BlockBytes:
         """Average, encode once, and keep what everyone else will decode. Runs in the pool."""
-        start, stop = self._result.blocks.span(order.block)
+        start, stop = self._blocks.span(order.block)
         mean_E = weighted_mean(parts_GE, weights_G, out_E=self._result.averaged_D[start:stop])
         item = BlockBytes(FrameKind.RESULT, order.block, self._codec.encode(mean_E), order.mask)
         self._keep(item)
@@ -331,14 +344,14 @@ class Exchange:
 
     def _own_part(self, block: BlockIndex) -> Part:
         """Our part as the others would see it: through the codec."""
-        return self._codec.open(self._encode_own(block), self._result.blocks.elems(block))
+        return self._codec.open(self._encode_own(block), self._blocks.elems(block))
 
     def _encode_own(self, block: BlockIndex) -> BytesLike:
-        start, stop = self._result.blocks.span(block)
+        start, stop = self._blocks.span(block)
         return self._codec.encode(self._own_D[start:stop])
 
     # Both
 
     def _expected_bytes(self, reducer: int) -> dict[BlockIndex, int]:
-        blocks = self._result.blocks
+        blocks = self._blocks
         return {block: self._codec.encoded_bytes(blocks.elems(block)) for block in blocks_reduced_by(self._plan, reducer)}

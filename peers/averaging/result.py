@@ -6,9 +6,10 @@ import sys
 
 import torch
 
+from peers.memory import KeptMemory
 from protocols.codecs import Codec
 from protocols.codecs.full import Fp32Codec
-from protocols.frames import BlockBytes, BytesLike, fresh_buffer
+from protocols.frames import BlockBytes, BytesLike
 from protocols.ids import BlockIndex
 from protocols.layout import Blocks
 from protocols.messages import block_hash, content_hash
@@ -21,12 +22,14 @@ class RoundResult:
     Args:
         blocks: how it is cut.
         codec: how blocks travel.
+        memory: where the vector lies.
     """
 
-    def __init__(self, blocks: Blocks, codec: Codec) -> None:
+    def __init__(self, blocks: Blocks, codec: Codec, memory: KeptMemory) -> None:
         self.blocks = blocks
+        self._memory = memory
         self._in_place = isinstance(codec, Fp32Codec) and sys.byteorder == "little"
-        self.averaged_D = torch.empty(blocks.size_elems, dtype=torch.float32)
+        self.averaged_D = memory.vector(blocks.size_elems)
         self.masks: dict[BlockIndex, int] = {}
         self.contents: list[bytes] = [b""] * blocks.count
         self.hashes: list[bytes] = [b""] * blocks.count
@@ -34,7 +37,7 @@ class RoundResult:
     def buffer_for(self, block: BlockIndex, total_bytes: int) -> BytesLike:
         """Where an encoded block is received: in its place, if its encoding is what is kept there. What was held there is lost."""
         if not self._in_place:
-            return fresh_buffer(block, total_bytes)
+            return self._memory.array(total_bytes).data
         self.hashes[block] = b""
         start, stop = self.blocks.span(block)
         return self.averaged_D[start:stop].numpy().data.cast("B") if stop > start else b""

@@ -37,6 +37,7 @@ class Rounds:
         self.settlings: Expected[bytes, Settling] = Expected(limit=_REMEMBERED_EXCHANGES)
         self.results: dict[bytes, RoundResult] = {}
         self._newest: bytes = b""
+        self._over: tuple[bytes, ...] = ()
         self.commits: dict[RoundId, Commit] = {}
         self._gatherings: dict[RoundId, Gathering] = {}
         self._failures: Counter[PeerId] = Counter()
@@ -110,6 +111,13 @@ class Rounds:
         self.commits[round_id] = commit
         while len(self.commits) > _REMEMBERED_COMMITS:
             del self.commits[min(self.commits)]
+
+    def exchanged(self, digests: tuple[bytes, ...]) -> None:
+        """These attempts of a plan are over. Whoever still asks for those before comes too late."""
+        for digest in self._over:
+            if exchange := self.exchanges.pop(digest):
+                exchange.forget()
+        self._over = digests
 
     def newest_commit(self, round_id: RoundId) -> Commit | None:
         """What a member that is late for a round can have instead: the newest result of its epoch, from that round on."""

@@ -106,7 +106,7 @@ class Ours:
         self._stack = AsyncExitStack()
         self._rounds = 0
         self._directory = Everyone()
-        self._rounds_done: list[RoundDone] = []
+        self._done: RoundDone | None = None
         self._links = Bandwidth() if self.measures_links else None
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -151,7 +151,7 @@ class Ours:
         tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         notary = MemberNotary(Sealer(key, chain.to_bytes(), RUN), membership_checker(RUN, authority.public_key), SystemClock())
         context = MemberContext(me, transport, self._directory, notary, rules, tasks, pool, bandwidth=self._links)
-        self._averager = Averager(context, lambda epoch: None, self._rounds_done.append)
+        self._averager = Averager(context, lambda epoch: None, self._observe)
         self._stack.push_async_callback(transport.close)
         address = await self._stack.enter_async_context(transport.serve(self._averager.handlers))
         self._announce(task, me, address, chain)
@@ -192,9 +192,14 @@ class Ours:
         """The averaged vector."""
         return self._averaged.vector_D.numpy()
 
+    def _observe(self, done: RoundDone) -> None:
+        self._done = done
+
     def notes(self) -> dict[str, Any]:
         """How long planning and the exchange took, seconds, and what our link seems to carry, bytes per second."""
-        done = self._rounds_done[-1]
+        done = self._done
+        if done is None:
+            return {}
         times = {"plan_s": round(done.plan_s, 4), "exchange_s": round(done.exchange_s, 4)}
         return {**times, "bandwidth_bytes_per_s": self._links.meter.estimate_bytes_per_s} if self._links else dict(times)
 
