@@ -40,7 +40,8 @@ async def average_by_plan(
     Raises:
         RoundError: no agreement.
     """
-    first_digest, digests = plan.digest, (plan.digest,)
+    first_digest = plan.digest
+    digests: tuple[bytes, ...] = (first_digest,)
     result = rounds.results[first_digest] = RoundResult(context.blocks_of(own_D.numel()), context.rules.codec, context.memory)
     try:
         while True:
