@@ -27,12 +27,17 @@ class RoundResult:
 
     def __init__(self, blocks: Blocks, codec: Codec, memory: KeptMemory) -> None:
         self.blocks = blocks
+        self._codec = codec
         self._memory = memory
         self._in_place = isinstance(codec, Fp32Codec) and sys.byteorder == "little"
         self.averaged_D = memory.vector(blocks.size_elems)
         self.masks: dict[BlockIndex, int] = {}
         self.contents: list[bytes] = [b""] * blocks.count
         self.hashes: list[bytes] = [b""] * blocks.count
+
+    def without_vector(self) -> RoundResult:
+        """One that holds nothing, for whoever needs ours no longer."""
+        return RoundResult(Blocks(1, 1), self._codec, self._memory)
 
     def buffer_for(self, block: BlockIndex, total_bytes: int) -> BytesLike:
         """Where an encoded block is received: in its place, if its encoding is what is kept there. What was held there is lost."""

@@ -12,8 +12,8 @@ import logging
 from collections.abc import Set
 
 from peers.averaging.context import Blame, MemberContext
-from peers.averaging.exchange import ABANDONED
 from peers.averaging.liveness import alongside, beat_forever, beat_until, has_ended, next_real_frame, plain_remote_errors
+from peers.averaging.reducing import ABANDONED
 from peers.averaging.result import RoundResult
 from peers.interfaces import Stream
 from protocols.butterfly import accepted_weight
