@@ -131,8 +131,10 @@ class Averager:
         Raises:
             LeftOut: the others hold another state or are ahead of us.
             RoundError: nothing was averaged; the contribution may be offered again.
-            LocalProtocolError: our contribution is not finite.
+            LocalProtocolError: our contribution is not finite, or has no elements.
         """
+        if not own_D.numel():
+            raise LocalProtocolError("our contribution has no elements")
         if join.weight > 0 and not await self._context.heavy(lambda: all_finite(own_D)):
             raise LocalProtocolError("our contribution holds a number that is NaN or infinite")
         self._rounds.engaged = True

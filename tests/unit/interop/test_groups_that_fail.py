@@ -11,10 +11,11 @@ import re
 from collections.abc import Sequence
 
 import pytest
+import torch
 
 from peers.averaging.averager import Averaged
 from peers.simulation import run_simulated
-from protocols.errors import RoundError
+from protocols.errors import LocalProtocolError, RoundError
 from protocols.ids import Epoch
 from protocols.messages import Join
 from tests.helpers.averaging_swarm import STATE_HASH, SimulatedSwarm, averaged, same_bytes
@@ -97,5 +98,15 @@ def test_half_of_the_members_that_stop_leave_no_majority_behind(stoppers: tuple[
             else:
                 assert all(re.match("only [12] of 4", str(outcome)) for outcome in outcomes), outcomes
             assert len(averaged(await swarm.round(SIZE_ELEMS, epoch=1))) == 4
+
+    run_simulated(main(), seed=1)
+
+
+def test_a_vector_without_elements_is_refused_at_once() -> None:
+    async def main() -> None:
+        async with SimulatedSwarm(2) as swarm:
+            with pytest.raises(LocalProtocolError, match="no elements"):
+                await swarm.members[0].averager.average_epoch(Join(Epoch(0), STATE_HASH, 1.0, 1_000_000), torch.zeros(0))
+            assert len(averaged(await swarm.round(SIZE_ELEMS))) == 2
 
     run_simulated(main(), seed=1)
