@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16swarm/v1/control.proto\x12\x08swarm.v1\"\x81\x01\n\x04Join\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x12\n\nstate_hash\x18\x02 \x01(\x0c\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\x1d\n\x15\x62\x61ndwidth_bytes_per_s\x18\x04 \x01(\x04\x12\x13\n\x0bround_index\x18\x05 \x01(\r\x12\x12\n\ninput_hash\x18\x06 \x01(\x0c\"?\n\x07\x43losing\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x13\n\x0bround_index\x18\x02 \x01(\r\x12\x10\n\x08stand_in\x18\x03 \x01(\x08\"@\n\x0c\x43losingReply\x12 \n\x06\x63ommit\x18\x01 \x01(\x0b\x32\x10.swarm.v1.Commit\x12\x0e\n\x06\x63oming\x18\x02 \x01(\x08\"*\n\tBlockTask\x12\r\n\x05\x62lock\x18\x01 \x01(\r\x12\x0e\n\x06member\x18\x02 \x01(\r\"\xf8\x01\n\x04Plan\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x14\n\x0csealed_joins\x18\x03 \x03(\x0c\x12\x12\n\nsize_elems\x18\x04 \x01(\x04\x12\x13\n\x0b\x62lock_elems\x18\x05 \x01(\x04\x12\r\n\x05\x63odec\x18\x06 \x01(\t\x12#\n\x06reduce\x18\x07 \x03(\x0b\x32\x13.swarm.v1.BlockTask\x12\"\n\x05\x66\x65tch\x18\x08 \x03(\x0b\x32\x13.swarm.v1.BlockTask\x12\x14\n\x0c\x62lock_hashes\x18\t \x03(\x0c\x12\x0e\n\x06\x61\x62sent\x18\n \x03(\r\x12\x13\n\x0bround_index\x18\x0b \x01(\r\"%\n\x0e\x45xchangeHeader\x12\x13\n\x0bplan_digest\x18\x01 \x01(\x0c\"3\n\x06Report\x12\x13\n\x0bplan_digest\x18\x01 \x01(\x0c\x12\x14\n\x0c\x62lock_hashes\x18\x02 \x03(\x0c\"\x81\x01\n\x06\x43ommit\x12\x19\n\x11\x66irst_plan_digest\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x14\n\x0c\x62lock_hashes\x18\x03 \x03(\x0c\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x12\x12\n\nstate_hash\x18\x05 \x01(\x0c\x12\x13\n\x0bround_index\x18\x06 \x01(\r\"Y\n\tJoinReply\x12\x1e\n\x04plan\x18\x01 \x01(\x0b\x32\x0e.swarm.v1.PlanH\x00\x12\"\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x10.swarm.v1.CommitH\x00\x42\x08\n\x06\x61nswer\"Y\n\x07Verdict\x12 \n\x06repair\x18\x01 \x01(\x0b\x32\x0e.swarm.v1.PlanH\x00\x12\"\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x10.swarm.v1.CommitH\x00\x42\x08\n\x06\x61nswer\":\n\rBlocksRequest\x12\x19\n\x11\x66irst_plan_digest\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62locks\x18\x02 \x03(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16swarm/v1/control.proto\x12\x08swarm.v1\"\x81\x01\n\x04Join\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x12\n\nstate_hash\x18\x02 \x01(\x0c\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\x1d\n\x15\x62\x61ndwidth_bytes_per_s\x18\x04 \x01(\x04\x12\x13\n\x0bround_index\x18\x05 \x01(\r\x12\x12\n\ninput_hash\x18\x06 \x01(\x0c\"Q\n\x07\x43losing\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x13\n\x0bround_index\x18\x02 \x01(\r\x12\x10\n\x08stand_in\x18\x03 \x01(\x08\x12\x10\n\x08\x66\x61ilures\x18\x04 \x01(\r\"@\n\x0c\x43losingReply\x12 \n\x06\x63ommit\x18\x01 \x01(\x0b\x32\x10.swarm.v1.Commit\x12\x0e\n\x06\x63oming\x18\x02 \x01(\x08\"*\n\tBlockTask\x12\r\n\x05\x62lock\x18\x01 \x01(\r\x12\x0e\n\x06member\x18\x02 \x01(\r\"\x99\x02\n\x04Plan\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x14\n\x0csealed_joins\x18\x03 \x03(\x0c\x12\x12\n\nsize_elems\x18\x04 \x01(\x04\x12\x13\n\x0b\x62lock_elems\x18\x05 \x01(\x04\x12\r\n\x05\x63odec\x18\x06 \x01(\t\x12#\n\x06reduce\x18\x07 \x03(\x0b\x32\x13.swarm.v1.BlockTask\x12\"\n\x05\x66\x65tch\x18\x08 \x03(\x0b\x32\x13.swarm.v1.BlockTask\x12\x14\n\x0c\x62lock_hashes\x18\t \x03(\x0c\x12\x0e\n\x06\x61\x62sent\x18\n \x03(\r\x12\x13\n\x0bround_index\x18\x0b \x01(\r\x12\x0f\n\x07\x63ounted\x18\x0c \x01(\r\x12\x0e\n\x06number\x18\r \x01(\r\"%\n\x0e\x45xchangeHeader\x12\x13\n\x0bplan_digest\x18\x01 \x01(\x0c\"3\n\x06Report\x12\x13\n\x0bplan_digest\x18\x01 \x01(\x0c\x12\x14\n\x0c\x62lock_hashes\x18\x02 \x03(\x0c\"\x81\x01\n\x06\x43ommit\x12\x19\n\x11\x66irst_plan_digest\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x14\n\x0c\x62lock_hashes\x18\x03 \x03(\x0c\x12\x0e\n\x06weight\x18\x04 \x01(\x01\x12\x12\n\nstate_hash\x18\x05 \x01(\x0c\x12\x13\n\x0bround_index\x18\x06 \x01(\r\"Y\n\tJoinReply\x12\x1e\n\x04plan\x18\x01 \x01(\x0b\x32\x0e.swarm.v1.PlanH\x00\x12\"\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x10.swarm.v1.CommitH\x00\x42\x08\n\x06\x61nswer\"Y\n\x07Verdict\x12 \n\x06repair\x18\x01 \x01(\x0b\x32\x0e.swarm.v1.PlanH\x00\x12\"\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x10.swarm.v1.CommitH\x00\x42\x08\n\x06\x61nswer\":\n\rBlocksRequest\x12\x19\n\x11\x66irst_plan_digest\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62locks\x18\x02 \x03(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,23 +34,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOIN']._serialized_start=37
   _globals['_JOIN']._serialized_end=166
   _globals['_CLOSING']._serialized_start=168
-  _globals['_CLOSING']._serialized_end=231
-  _globals['_CLOSINGREPLY']._serialized_start=233
-  _globals['_CLOSINGREPLY']._serialized_end=297
-  _globals['_BLOCKTASK']._serialized_start=299
-  _globals['_BLOCKTASK']._serialized_end=341
-  _globals['_PLAN']._serialized_start=344
-  _globals['_PLAN']._serialized_end=592
-  _globals['_EXCHANGEHEADER']._serialized_start=594
-  _globals['_EXCHANGEHEADER']._serialized_end=631
-  _globals['_REPORT']._serialized_start=633
-  _globals['_REPORT']._serialized_end=684
-  _globals['_COMMIT']._serialized_start=687
-  _globals['_COMMIT']._serialized_end=816
-  _globals['_JOINREPLY']._serialized_start=818
-  _globals['_JOINREPLY']._serialized_end=907
-  _globals['_VERDICT']._serialized_start=909
-  _globals['_VERDICT']._serialized_end=998
-  _globals['_BLOCKSREQUEST']._serialized_start=1000
-  _globals['_BLOCKSREQUEST']._serialized_end=1058
+  _globals['_CLOSING']._serialized_end=249
+  _globals['_CLOSINGREPLY']._serialized_start=251
+  _globals['_CLOSINGREPLY']._serialized_end=315
+  _globals['_BLOCKTASK']._serialized_start=317
+  _globals['_BLOCKTASK']._serialized_end=359
+  _globals['_PLAN']._serialized_start=362
+  _globals['_PLAN']._serialized_end=643
+  _globals['_EXCHANGEHEADER']._serialized_start=645
+  _globals['_EXCHANGEHEADER']._serialized_end=682
+  _globals['_REPORT']._serialized_start=684
+  _globals['_REPORT']._serialized_end=735
+  _globals['_COMMIT']._serialized_start=738
+  _globals['_COMMIT']._serialized_end=867
+  _globals['_JOINREPLY']._serialized_start=869
+  _globals['_JOINREPLY']._serialized_end=958
+  _globals['_VERDICT']._serialized_start=960
+  _globals['_VERDICT']._serialized_end=1049
+  _globals['_BLOCKSREQUEST']._serialized_start=1051
+  _globals['_BLOCKSREQUEST']._serialized_end=1109
 # @@protoc_insertion_point(module_scope)
