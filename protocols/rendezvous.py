@@ -283,7 +283,7 @@ class Rendezvous:
         agreed = max(votes, key=lambda value: (votes[value], value == own_hash, value))
         chosen = [join for join in joins.values() if join.join.state_hash == agreed][: self._rules.max_group]
         refused = [join for join in joins.values() if join not in chosen]
-        counted = len(self._live - self._silent | set(joins)) - len(refused)
+        counted = len(self._live - self._silent - self._roster.stand_ins | set(joins)) - len(refused)
         if own_hash != agreed:
             sent_on = self._send_on("not-leading", "the leader's state differs from the group's")
             return [*sent_on, Fail("our state differs from the majority's", left_out=True)]

@@ -20,7 +20,7 @@ class RosterChanged:
         undialable: those among them, and ourselves if so, that nobody can dial: they join by themselves and never lead others. What a
             member offers for reducing says nothing about it: everybody must see the same order.
         stand_ins: members of other groups that hold what somebody of this group would bring who is gone. They come when they are called,
-            and never lead.
+            never lead, and count for the quorum only if they come.
         whole_swarm: the group is the whole swarm, so whoever calls belongs into it, even if we had not heard of it. Otherwise a caller
             from elsewhere sees another grid than we do, and has its own group to lead.
     """

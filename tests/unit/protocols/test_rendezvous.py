@@ -101,6 +101,15 @@ def test_a_stand_in_is_called_and_waited_for_and_never_leads() -> None:
     assert play(second, RosterChanged(frozenset({A, D})), ready(C)) == [SendJoin(A)]
 
 
+def test_stand_ins_that_do_not_come_do_not_count_for_the_quorum() -> None:
+    target = machine(A, live=[B])
+    play(target, RosterChanged(frozenset({B}), stand_ins=frozenset({C, D, E})), ready(A), arrived(B), arrived(C))
+    (lead,) = play(target, Tick(), now=TIMEOUT_S)
+    assert isinstance(lead, Lead)
+    assert led([lead]) == [A, B, C]
+    assert lead.counted == 3
+
+
 def test_guests_come_last_and_only_where_there_is_room() -> None:
     target = Rendezvous(ROUND, C, RendezvousRules(TIMEOUT_S, TIMEOUT_S, TIMEOUT_S, 3))
     play(target, RosterChanged(frozenset({D}), whole_swarm=False), ready(C), arrived(A), arrived(B))
