@@ -174,6 +174,8 @@ class Plan:
         fetch: blocks that a member already holds, and who.
         fetch_hashes: hash of each block in `fetch`.
         absent: members that did not report on the attempt before and take no further part.
+        counted: live members of the group as its leader counted them, those in the plan included; more than half of them must report.
+        number: groups that its leader had gathered for this round before: a group that forms again is not taken for the one that broke up.
     """
 
     epoch: Epoch
@@ -187,6 +189,13 @@ class Plan:
     fetch_hashes: tuple[bytes, ...] = ()
     absent: frozenset[int] = field(default_factory=frozenset)
     round_index: int = 0
+    counted: int = 0
+    number: int = 0
+
+    @property
+    def electorate(self) -> int:
+        """How many members there are to agree, whatever the leader says: never fewer than are in the plan."""
+        return max(self.counted, len(self.members))
 
     @cached_property
     def digest(self) -> bytes:
@@ -210,6 +219,8 @@ class Plan:
             block_hashes=self.fetch_hashes,
             absent=sorted(self.absent),
             round_index=self.round_index,
+            counted=self.counted,
+            number=self.number,
         )
 
     def encode(self) -> bytes:
@@ -248,6 +259,8 @@ def plan_from_message(m: pb.Plan, members: tuple[SealedJoin, ...], sender: PeerI
         require_hashes(m.block_hashes, sender, may_be_missing=False),
         absent,
         m.round_index,
+        m.counted,
+        m.number,
     )
 
 

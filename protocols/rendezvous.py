@@ -7,9 +7,19 @@
 One machine lives for one round of one member. `handle(event, now)` returns actions; nothing is done inside. `now` is monotonic seconds.
 
     waiting ──Ready──► following(leader) ──its answer, which ends the machine's life
-       │                  │    ▲ LeaderGone, LeaderUnwilling: next in order
-       └──JoinArrived──►  leading ──everybody joined, or the deadline with a quorum──► formed
-                                  └──the deadline without a quorum──► failed
+                          │    ▲ LeaderGone, LeaderUnwilling, LeaderFollows: next in order; a better leader's call: that one
+                          ▼    │
+                       leading ──everybody joined, or the deadline with a quorum──► formed
+                               └──the deadline without a quorum──► failed
+
+Members may see different orders, because some have seen a leader fail and others have not. Three rules bring them together all the same.
+A member's join stands at one leader at a time: whoever turns to another leader, or to leading, withdraws it first. Whoever follows keeps
+nobody waiting: those who join it are sent on at once, and it is called and waited for as before. Of two that lead, the one for whom the
+other comes first in order gives up when it is called; nobody knows of more failures under a leader than that leader itself, so it cannot be
+that each takes itself for the better one. If each takes the other for it and both have joined, the order without failures decides.
+
+That one group at most commits is not left to this: a plan names how many members its leader counted, and `settlement.py` wants the reports
+of more than half of them. A member reports on the plan it was answered with and on no other.
 
 Nobody can hold a round up for long: a member is turned to at most `MAX_ASKS` times, whatever it announces, and the deadline of a leader
 runs from the first time it leads. A member that has joined us follows us, so it is no leader, wherever it stands in the order.
@@ -26,172 +36,40 @@ from blake3 import blake3
 from protocols.grid import epoch_coin
 from protocols.ids import PeerId, RoundId
 from protocols.messages import SealedJoin
+from protocols.rendezvous_events import (
+    Action,
+    Announce,
+    CallAnswered,
+    CloseEpoch,
+    ClosingHeard,
+    Event,
+    Fail,
+    JoinArrived,
+    JoinWithdrawn,
+    Lead,
+    LeaderFollows,
+    LeaderGone,
+    LeaderUnwilling,
+    Ready,
+    Refuse,
+    RosterChanged,
+    SendJoin,
+    Tick,
+    WakeAt,
+    WithdrawJoin,
+)
 
-MAX_ASKS = 2
-"""How often we turn to one member as the leader of one round: it may have been too early the first time."""
+MAX_ASKS = 3
+"""How often we turn to one member as the leader of one round: it may have been too early, or have followed somebody else."""
+
+MAX_DISAPPOINTMENTS = 2
+"""When so many have let us wait in vain, we lead ourselves and turn only to those who call: each of them may have taken its time."""
 
 
 def rendezvous_order(round_id: RoundId, peers: Iterable[PeerId]) -> tuple[PeerId, ...]:
     """Peers in this round's order; the first leads. It changes with each round, so no peer leads for long."""
     prefix = b"swarm.v1.rendezvous" + epoch_coin(round_id.run, round_id.epoch) + round_id.index.to_bytes(4, "little")
     return tuple(sorted(peers, key=lambda peer: blake3(prefix + peer.public_key).digest()))
-
-
-# Events
-
-
-@dataclass(frozen=True, slots=True)
-class RosterChanged:
-    """Who is alive and belongs into our group, as far as we know; never includes ourselves.
-
-    Args:
-        live: they are waited for and count for the quorum. Others that join all the same, because they see another grid, are guests:
-            they are taken in as long as there is room.
-        undialable: those among them, and ourselves if so, that nobody can dial: they join by themselves and never lead others. What a
-            member offers for reducing says nothing about it: everybody must see the same order.
-        stand_ins: members of other groups that hold what somebody of this group would bring who is gone. They come when they are called,
-            and never lead.
-        whole_swarm: the group is the whole swarm, so whoever calls belongs into it, even if we had not heard of it. Otherwise a caller
-            from elsewhere sees another grid than we do, and has its own group to lead.
-    """
-
-    live: frozenset[PeerId]
-    undialable: frozenset[PeerId] = frozenset()
-    stand_ins: frozenset[PeerId] = frozenset()
-    whole_swarm: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Our own contribution is complete."""
-
-    join: SealedJoin
-
-
-@dataclass(frozen=True, slots=True)
-class JoinArrived:
-    """A member takes us for the leader and waits for our answer."""
-
-    join: SealedJoin
-
-
-@dataclass(frozen=True, slots=True)
-class JoinWithdrawn:
-    """That member does not wait any longer."""
-
-    peer: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class ClosingHeard:
-    """A member that leads says that the epoch closes."""
-
-    leader: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class CallAnswered:
-    """A member that we called is there.
-
-    Args:
-        peer: who.
-        coming: it is still in an earlier round of the epoch, and comes when that is over.
-    """
-
-    peer: PeerId
-    coming: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LeaderGone:
-    """The process of a member has surely ended: it neither leads nor takes part, and is not counted as alive."""
-
-    leader: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class LeaderUnwilling:
-    """A member refused, or did not answer in time: we neither follow nor wait for it, but it counts for the quorum.
-
-    Silence may be the fault of our own link, and then we are the minority that must not go on alone.
-    """
-
-    leader: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed.
-
-    Args:
-        on_our_way: we are still in an earlier round of the epoch ourselves.
-    """
-
-    on_our_way: bool = False
-
-
-Event = RosterChanged | Ready | JoinArrived | JoinWithdrawn | ClosingHeard | CallAnswered | LeaderGone | LeaderUnwilling | Tick
-
-
-# Actions
-
-
-@dataclass(frozen=True, slots=True)
-class CloseEpoch:
-    """Ask our own trainer for its contribution."""
-
-
-@dataclass(frozen=True, slots=True)
-class Announce:
-    """Tell these members that the epoch closes."""
-
-    to: tuple[PeerId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SendJoin:
-    """Send our join to this leader and wait for its answer."""
-
-    leader: PeerId
-
-
-@dataclass(frozen=True, slots=True)
-class Lead:
-    """The group is complete and we lead it: answer its members with the plan of these joins, in member order."""
-
-    joins: tuple[SealedJoin, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """Answer this waiting member with a refusal."""
-
-    peer: PeerId
-    code: str
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
-class WakeAt:
-    """Send a Tick at this time."""
-
-    time_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """No round can be formed now.
-
-    Args:
-        reason: one sentence.
-        left_out: the others average something that does not fit ours, so trying again is useless.
-    """
-
-    reason: str
-    left_out: bool = False
-
-
-Action = CloseEpoch | Announce | SendJoin | Lead | Refuse | WakeAt | Fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,16 +100,22 @@ class Rendezvous:
         self._round_id = round_id
         self._me = me
         self._rules = rules
+        self._failures = dict(rules.failures)
         self._roster = RosterChanged(frozenset())
         self._callers: set[PeerId] = set()
         self._asked: Counter[PeerId] = Counter()
         self._silent: set[PeerId] = set()
         self._unwilling: set[PeerId] = set()
+        self._following: set[PeerId] = set()
+        self._calling: set[PeerId] = set()
+        self._disappointed = 0
         self._joins: dict[PeerId, SealedJoin] = {}
         self._own: SealedJoin | None = None
         self._leader: PeerId | None = None
+        self._join_is_out = False
         self._deadline_s: float | None = None
         self._call_at_s = 0.0
+        self._called: frozenset[PeerId] = frozenset()
         self._coming: set[PeerId] = set()
         self._not_ready_at_s: float | None = None
         self._closing = False
@@ -262,19 +146,15 @@ class Rendezvous:
             case Ready(join):
                 self._own = join
             case JoinArrived(join):
-                self._joins[join.peer] = join
-                self._hear_from(join.peer)
+                self._note_join(join)
             case JoinWithdrawn(peer):
                 self._joins.pop(peer, None)
-            case ClosingHeard(leader):
-                self._callers.add(leader)
-                self._hear_from(leader)
+            case ClosingHeard(leader, failures):
+                self._note_call(leader, failures)
             case CallAnswered(peer, coming):
                 (self._coming.add if coming else self._coming.discard)(peer)
-            case LeaderGone(leader):
-                self._turn_away(leader, self._silent)
-            case LeaderUnwilling(leader):
-                self._turn_away(leader, self._unwilling)
+            case LeaderGone() | LeaderUnwilling() | LeaderFollows():
+                self._turn_away(event)
             case Tick():
                 pass
 
@@ -283,12 +163,35 @@ class Rendezvous:
         callers = self._callers if self._roster.whole_swarm else ()
         return self._roster.live.union(self._roster.stand_ins, callers) - {self._me}
 
-    def _hear_from(self, peer: PeerId) -> None:
-        self._silent.discard(peer)
-        self._unwilling.discard(peer)
+    def _note_join(self, join: SealedJoin) -> None:
+        self._joins[join.peer] = join
+        if not self._goes_first(join.peer):
+            self._silent.discard(join.peer)
+            self._unwilling.discard(join.peer)
+            self._calling.discard(join.peer)
+            self._following.add(join.peer)
 
-    def _turn_away(self, leader: PeerId, reason: set[PeerId]) -> None:
-        reason.add(leader)
+    def _note_call(self, leader: PeerId, failures: int) -> None:
+        self._callers.add(leader)
+        if leader != self._leader:  # whoever we wait for leads: it may have formed the group by now, so we stay
+            self._failures[leader] = max(failures, self._failures.get(leader, 0))
+        self._silent.discard(leader)
+        self._unwilling.discard(leader)
+        self._following.discard(leader)
+        self._calling.add(leader)
+
+    def _turn_away(self, event: LeaderGone | LeaderUnwilling | LeaderFollows) -> None:
+        leader = event.leader
+        match event:
+            case LeaderGone():
+                self._silent.add(leader)
+            case LeaderUnwilling():
+                self._unwilling.add(leader)
+                self._disappointed += leader == self._leader
+            case LeaderFollows():
+                if leader not in self._calling:  # else it has called since: we ask once more
+                    self._following.add(leader)
+        self._calling.discard(leader)
         if self._leader == leader:
             self._leader = None
 
@@ -301,12 +204,17 @@ class Rendezvous:
     def _first(self) -> PeerId:
         """Whose turn it is to lead, as far as we know."""
         worn_out = {peer for peer, times in self._asked.items() if times >= MAX_ASKS and peer != self._leader}
-        never = self._roster.undialable | self._roster.stand_ins
-        leaders = self._live - self._silent - self._unwilling - never - set(self._joins) - worn_out
+        never = self._roster.undialable | self._roster.stand_ins | worn_out
+        followers = self._following.union(peer for peer in self._joins if not self._goes_first(peer))
+        leaders = self._live - self._silent - self._unwilling - followers - never
+        if self._disappointed >= MAX_DISAPPOINTMENTS:
+            leaders = frozenset(peer for peer in leaders if peer in self._calling or peer == self._leader)
         order = rendezvous_order(self._round_id, leaders | {self._me})
-        if self._me in self._roster.undialable:
-            order = (*(peer for peer in order if peer != self._me), self._me)
-        return min(order, key=lambda peer: self._rules.failures.get(peer, 0))
+        return min(order, key=lambda peer: (peer in self._roster.undialable, self._failures.get(peer, 0)))
+
+    def _goes_first(self, peer: PeerId) -> bool:
+        """Whether this is the member we have joined, and it leads us even if it has joined us too: both sides decide by the bare order."""
+        return peer == self._leader and rendezvous_order(self._round_id, (peer, self._me))[0] == peer
 
     def _keep_waiting(self, now: float, on_our_way: bool) -> list[Action]:
         """We can neither join nor lead without a contribution. Who takes us for the leader is kept for a while, then sent on."""
@@ -318,18 +226,25 @@ class Rendezvous:
             return [WakeAt(self._not_ready_at_s)]
         if now < self._not_ready_at_s:
             return []
+        return self._send_on("not-ready", "this member has nothing to average yet")
+
+    def _send_on(self, code: str, sentence: str) -> list[Action]:
+        """Keep nobody waiting any longer."""
         waiting, self._joins = sorted(self._joins), {}
-        return [Refuse(peer, "not-ready", "this member has nothing to average yet") for peer in waiting]
+        return [Refuse(peer, code, sentence) for peer in waiting]
 
     def _decide(self, now: float) -> list[Action]:
         first = self._first()
         if first == self._me:
-            return self._lead(now)
-        if first != self._leader:
-            self._leader = first
-            self._asked[first] += 1
-            return [SendJoin(first)]
-        return []
+            withdrawn = [WithdrawJoin()] if self._join_is_out else []
+            self._join_is_out = False
+            return [*withdrawn, *self._lead(now)]
+        sent_on = self._send_on("following", "this member follows another leader")
+        if first == self._leader:
+            return sent_on
+        self._leader, self._join_is_out = first, True
+        self._asked[first] += 1
+        return [*sent_on, SendJoin(first)]
 
     def _lead(self, now: float) -> list[Action]:
         if self._deadline_s is None:
@@ -337,11 +252,15 @@ class Rendezvous:
         missing = self._waited_for()
         if not missing or now >= self._deadline_s + self._extra_s(missing):
             return self._form()
+        within_reach = missing - self._roster.undialable
         if self._leader == self._me and now < self._call_at_s:
-            return []
+            new = within_reach - self._called
+            self._called |= new
+            return [Announce(rendezvous_order(self._round_id, new))] if new else []
         self._leader = self._me
         self._call_at_s = min(now + self._rules.call_again_s, self._deadline_s + self._extra_s(missing))
-        called = rendezvous_order(self._round_id, missing - self._roster.undialable)
+        self._called = within_reach
+        called = rendezvous_order(self._round_id, within_reach)
         return [*([Announce(called)] if called else []), WakeAt(self._call_at_s)]
 
     def _extra_s(self, missing: frozenset[PeerId]) -> float:
@@ -363,19 +282,17 @@ class Rendezvous:
         own_hash = self._own.join.state_hash
         agreed = max(votes, key=lambda value: (votes[value], value == own_hash, value))
         chosen = [join for join in joins.values() if join.join.state_hash == agreed][: self._rules.max_group]
-        live_count = len(self._live - self._silent | set(joins))
+        refused = [join for join in joins.values() if join not in chosen]
+        counted = len(self._live - self._silent - self._roster.stand_ins | set(joins)) - len(refused)
         if own_hash != agreed:
-            sentence = "the leader's state differs from the group's"
-            refused = [Refuse(peer, "not-leading", sentence) for peer in self._joins]
-            return [*refused, Fail("our state differs from the majority's", left_out=True)]
-        if 2 * len(joins) <= live_count:
-            reason = f"only {len(joins)} of {live_count} live members joined in time"
+            sent_on = self._send_on("not-leading", "the leader's state differs from the group's")
+            return [*sent_on, Fail("our state differs from the majority's", left_out=True)]
+        if 2 * len(chosen) <= counted:
+            reason = f"only {len(chosen)} of {counted} live members joined in time"
             return [*(Refuse(peer, "no-quorum", reason) for peer in self._joins), Fail(reason)]
-        left_out = [join for join in joins.values() if join not in chosen]
-        refusals: list[Action] = [
-            Refuse(join.peer, "state-differs", "your state differs from the majority's")
-            if join.join.state_hash != agreed
-            else Refuse(join.peer, "group-full", f"the group has its {self._rules.max_group} members")
-            for join in left_out
-        ]
-        return [*refusals, Lead(tuple(chosen))]
+        return [*(self._refusal(join, agreed) for join in refused), Lead(tuple(chosen), counted)]
+
+    def _refusal(self, join: SealedJoin, agreed: bytes) -> Refuse:
+        if join.join.state_hash != agreed:
+            return Refuse(join.peer, "state-differs", "your state differs from the majority's")
+        return Refuse(join.peer, "group-full", f"the group has its {self._rules.max_group} members")

@@ -1,15 +1,19 @@
 """Settlement: how members that exchanged blocks make sure that all of them hold the same result.
 
+Two groups never both commit. A plan names how many live members its leader counted, and a commit takes the reports of more than half of
+those, so that two of them would share a reporter; and a member reports on one plan only, the one it was answered with. A join that still
+stands at a leader whom its member has left may thus get into a plan, but never into a commit.
+
 Each member reports the hashes of the result blocks it holds to the first member in `settlement_order` that is not known to be gone. That
 member (the leader; the next in order if it falls silent) decides from the reports alone, with `settle`:
 
     everybody holds the same whole vector      -> Commit
     a block is missing or differs somewhere    -> a repair Plan: who holds the most common bytes serves them, and a block that nobody holds
                                                   is reduced again among the survivors, as is one that its only holder does not serve
-    repairs do not help                        -> Commit if a strict majority of the plan's members holds one whole vector: a member that
-                                                  keeps reporting something else is lying or broken, and fetches the result by itself
+    repairs do not help                        -> Commit if a strict majority of those counted holds one whole vector: a member that keeps
+                                                  reporting something else is lying or broken, and fetches the result by itself
 
-A commit is made of blocks that every reporting member, or most of the plan's members, hold, so whichever member decides, it decides the
+A commit is made of blocks that every reporting member, or most of the members, hold, so whichever member decides, it decides the
 same.
 """
 
@@ -56,9 +60,8 @@ def settle(plan: Plan, first_plan_digest: bytes, reports: Mapping[int, Report], 
     Returns:
         A commit, a plan with the next attempt number, or the reason to give up.
     """
-    members = len(plan.members)
-    if 2 * len(reports) <= members:
-        return GiveUp(f"only {len(reports)} of {members} members are left: no majority")
+    if 2 * len(reports) <= plan.electorate:
+        return GiveUp(f"only {len(reports)} of {plan.electorate} members are left: no majority")
     num_blocks = -(-plan.size_elems // plan.block_elems)
     held = [_most_common(reports, BlockIndex(block)) for block in range(num_blocks)]
     target = tuple(held)
@@ -66,7 +69,7 @@ def settle(plan: Plan, first_plan_digest: bytes, reports: Mapping[int, Report], 
         return Commit(first_plan_digest, plan.epoch, target, weight, plan.members[0].join.state_hash, plan.round_index)
     if plan.attempt + 1 > MAX_ATTEMPTS:
         agreeing = sum(report.block_hashes == target for report in reports.values())
-        if all(held) and 2 * agreeing > members:
+        if all(held) and 2 * agreeing > plan.electorate:
             return Commit(first_plan_digest, plan.epoch, target, weight, plan.members[0].join.state_hash, plan.round_index)
         return GiveUp(f"the members still disagree after {MAX_ATTEMPTS} repairs")
     return _repair(plan, reports, held)

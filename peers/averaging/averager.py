@@ -131,8 +131,10 @@ class Averager:
         Raises:
             LeftOut: the others hold another state or are ahead of us.
             RoundError: nothing was averaged; the contribution may be offered again.
-            LocalProtocolError: our contribution is not finite.
+            LocalProtocolError: our contribution is not finite, or has no elements.
         """
+        if not own_D.numel():
+            raise LocalProtocolError("our contribution has no elements")
         if join.weight > 0 and not await self._context.heavy(lambda: all_finite(own_D)):
             raise LocalProtocolError("our contribution holds a number that is NaN or infinite")
         self._rounds.engaged = True
@@ -191,10 +193,11 @@ class Averager:
             except TooLate as late:
                 return await self._collect(late, own_D.numel())
             except RoundError as error:
-                self._rounds.forget_gathering(round_id)
                 if tries_left == 1 or isinstance(error, LeftOut):
                     raise
                 log.info("epoch %d: %s; joining again", join.epoch, error)
+            finally:
+                self._rounds.forget_gathering(round_id)  # the next try forms a new group, also if this one was cancelled
         self._rounds.conclude(round_id, result, commit)
         members = tuple(member.peer for i, member in enumerate(plan.members) if i not in plan.absent)
         ended_s = asyncio.get_running_loop().time()
@@ -226,7 +229,7 @@ class Averager:
         """2. Exchange blocks; 3. settle; again for what is missing."""
         try:
             return await average_by_plan(self._context, self._rounds, plan, own_D, self._blame)
-        except RoundError:
+        except (RoundError, asyncio.CancelledError):  # a leader that is stopped shall know of it as the others do
             self._rounds.note_failure(round_id, plan.members[0].peer)
             raise
 

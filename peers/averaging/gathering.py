@@ -15,7 +15,8 @@ from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, Remot
 from protocols.ids import PeerId, RoundId
 from protocols.messages import Join, Plan, SealedJoin, parse
 from protocols.proto.swarm.v1 import control_pb2 as pb
-from protocols.rendezvous import (
+from protocols.rendezvous import Rendezvous, RendezvousRules
+from protocols.rendezvous_events import (
     Action,
     Announce,
     CallAnswered,
@@ -26,22 +27,23 @@ from protocols.rendezvous import (
     JoinArrived,
     JoinWithdrawn,
     Lead,
+    LeaderFollows,
     LeaderGone,
     LeaderUnwilling,
     Ready,
     Refuse,
-    Rendezvous,
-    RendezvousRules,
     RosterChanged,
     SendJoin,
     Tick,
     WakeAt,
+    WithdrawJoin,
 )
 
 log = logging.getLogger(__name__)
 
 _FINAL_REFUSALS = frozenset({"state-differs", "behind"})
 _GROUP_REFUSALS = frozenset({"group-full", "no-quorum"})
+_FOLLOWING = "following"
 
 
 class LeftOut(RoundError):
@@ -98,10 +100,12 @@ class Gathering:
         round_id: which round.
         rules: of the rendezvous; their join timeout is how long we wait for others when we lead.
         hooks: of our owner.
+        number: how many there were before for this round.
     """
 
-    def __init__(self, context: MemberContext, round_id: RoundId, rules: RendezvousRules, hooks: GatheringHooks) -> None:
+    def __init__(self, context: MemberContext, round_id: RoundId, rules: RendezvousRules, hooks: GatheringHooks, number: int) -> None:
         self._context = context
+        self._number = number
         self._round_id = round_id
         self._hooks = hooks
         self._rules = rules
@@ -112,10 +116,12 @@ class Gathering:
         self._size_elems = 0
         self._formed: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
         self._asking: asyncio.Task[None] | None = None
+        self._asked: PeerId | None = None
         self._group = Group(frozenset())
         self._live: frozenset[PeerId] = frozenset()
         self._standing: dict[PeerId, PeerId] = {}
         self._called: Counter[PeerId] = Counter()
+        self._ask_until_s = 0.0
 
     async def form(self, join: Join, size_elems: int, group: Group) -> Plan:
         """Offer our contribution and wait for the group.
@@ -136,8 +142,10 @@ class Gathering:
         for missing in sorted(group.members - self._live - {self._context.me}):
             self._stand_in_for(missing)
         self._show_roster()
+        # One member after the other may keep us waiting, each within its rights; all together they may not for longer than this.
+        self._ask_until_s = asyncio.get_running_loop().time() + 2 * (self._rules.join_timeout_s + self._rules.longest_wait_s)
         self._dispatch(Ready(self._own))
-        return await self._formed
+        return await asyncio.shield(self._formed)  # whoever stops waiting does not make it fail for a later try
 
     @contextmanager
     def waiting(self, join: SealedJoin) -> Iterator[asyncio.Future[Plan]]:
@@ -147,7 +155,8 @@ class Gathering:
             RemoteRefusal: it cannot take part, and why; also as the future's exception.
         """
         if self._formed.done():
-            raise RemoteRefusal(join.peer, "round-formed", "the group of this round was formed without you")
+            yield self._plan_again(join)
+            return
         previous = self._waiting.pop(join.peer, None)
         if previous and not previous.done():
             previous.set_exception(RemoteRefusal(join.peer, "replaced", "you joined again"))
@@ -164,15 +173,26 @@ class Gathering:
                 del self._waiting[join.peer]
                 self._dispatch(JoinWithdrawn(join.peer))
 
-    def closing_heard(self, leader: PeerId) -> None:
+    def _plan_again(self, join: SealedJoin) -> asyncio.Future[Plan]:
+        """The plan for a member that had left us and is in it all the same, since we heard of that too late."""
+        plan = None if self._formed.exception() else self._formed.result()
+        if plan is None or plan.members[0] is not self._own or all(member.sealed != join.sealed for member in plan.members):
+            raise RemoteRefusal(join.peer, "round-formed", "the group of this round was formed without you")
+        return self._formed
+
+    def closing_heard(self, leader: PeerId, failures: int) -> None:
         """Another member says that the epoch closes and leads.
+
+        Args:
+            leader: who.
+            failures: how often a round of this epoch has failed under it.
 
         Raises:
             RemoteRefusal: it need not wait for us: we are in another group.
         """
         if self._formed.done():
             raise RemoteRefusal(leader, "round-formed", "this member is in another group of this round")
-        self._dispatch(ClosingHeard(leader))
+        self._dispatch(ClosingHeard(leader, failures))
 
     def close(self) -> None:
         """Give up: everybody who waits is told."""
@@ -198,15 +218,17 @@ class Gathering:
                 for peer in to:
                     self._call(peer)
             case SendJoin(leader):
-                if self._asking:
-                    self._asking.cancel()
+                self._withdraw()
+                self._asked = leader
                 self._asking = self._context.tasks.create_task(self._ask(leader), name=f"join to {leader.short}")
+            case WithdrawJoin():
+                self._withdraw()
             case Refuse(peer, code, sentence):
                 self._refuse(peer, code, sentence)
             case WakeAt(time_s):
                 asyncio.get_running_loop().call_at(time_s, self._tick, time_s)
-            case Lead(joins):
-                self._lead(joins)
+            case Lead(joins, counted):
+                self._lead(joins, counted)
             case Fail(reason, left_out):
                 # One refusal is one member's word; now everybody has had the chance to take us in.
                 final = left_out or self._left_out
@@ -217,9 +239,14 @@ class Gathering:
         if future and not future.done():
             future.set_exception(RemoteRefusal(peer, code, sentence))
 
-    def _lead(self, joins: tuple[SealedJoin, ...]) -> None:
+    def _withdraw(self) -> None:
+        if self._asking:
+            self._asking.cancel()
+        self._asking = self._asked = None
+
+    def _lead(self, joins: tuple[SealedJoin, ...], counted: int) -> None:
         try:
-            plan = first_plan(self._context, joins, self._size_elems)
+            plan = first_plan(self._context, joins, self._size_elems, counted, self._number)
         except RoundError as error:
             self._conclude(error)
             return
@@ -237,8 +264,7 @@ class Gathering:
             self._formed.exception()  # whoever is not waiting for it need not hear of it
         else:
             self._formed.set_result(outcome)
-        if self._asking:
-            self._asking.cancel()
+        self._withdraw()
         for peer in list(self._waiting):
             self._refuse(peer, "round-formed", "the group of this round was formed without you")
 
@@ -261,8 +287,6 @@ class Gathering:
         log.info("epoch %d: %s is asked to stand in for %s", self._round_id.epoch, candidate.short, missing.short)
         self._standing[candidate] = missing
         self._show_roster()
-        if self._called:  # we lead
-            self._call(candidate)
 
     # Talking to others
 
@@ -275,10 +299,11 @@ class Gathering:
         if endpoint is None:
             self._dispatch(LeaderGone(peer))
             return
-        number = self._round_id
-        request = pb.Closing(epoch=number.epoch, round_index=number.index, stand_in=peer in self._standing).SerializeToString()
+        number, failures = self._round_id, self._rules.failures.get(self._context.me, 0)
+        request = pb.Closing(epoch=number.epoch, round_index=number.index, stand_in=peer in self._standing, failures=failures)
         try:
-            reply = await self._context.transport.call(endpoint, "closing", request, timeout_s=self._context.rules.stall_timeout_s)
+            timeout_s = self._context.rules.stall_timeout_s
+            reply = await self._context.transport.call(endpoint, "closing", request.SerializeToString(), timeout_s=timeout_s)
             answer = parse(pb.ClosingReply, reply, peer)
             self._dispatch(CallAnswered(peer, answer.coming))
             if not answer.coming and peer not in self._standing and self._called[peer] > 1:
@@ -288,14 +313,19 @@ class Gathering:
                 self._conclude(TooLate(commit, peer))
         except RemoteError as error:
             log.info("closing not heard: %s", error)
-            self._unavailable(error, peer)
+            if peer != self._asked or isinstance(error, RemoteGone | RemoteProtocolError):
+                self._unavailable(error, peer)  # else we have joined it since, and wait for its answer to that
 
     async def _ask(self, leader: PeerId) -> None:
         """Join a leader; its answer is the group, or we turn to the next in order."""
         if self._own is None or self._context.directory.endpoint(leader) is None:
-            self._dispatch(LeaderGone(leader))
+            self._turned_away(LeaderGone(leader))
             return
         patience_s = self._rules.join_timeout_s + self._rules.longest_wait_s + self._rules.call_again_s  # while it shows that it is alive
+        patience_s = min(patience_s, self._ask_until_s - asyncio.get_running_loop().time())
+        if patience_s <= 0:
+            self._turned_away(LeaderUnwilling(leader))
+            return
         try:
             plan = await ask_to_join(self._context, leader, self._own, self._size_elems, patience_s)
             self._asking = None
@@ -305,13 +335,21 @@ class Gathering:
             self._conclude(late)
         except RemoteError as error:
             log.info("join not answered: %s", error)
-            self._asking = None
+            self._asking = self._asked = None
+            if isinstance(error, RemoteRefusal) and error.code == _FOLLOWING:
+                self._turned_away(LeaderFollows(leader))
+                return
             if isinstance(error, RemoteRefusal) and error.code in _GROUP_REFUSALS:
                 self._conclude(NotFormed(error.reason, leader))
                 return
             if isinstance(error, RemoteRefusal) and error.code in _FINAL_REFUSALS:
                 self._left_out = error.reason
             self._unavailable(error, leader)
+
+    def _turned_away(self, event: LeaderGone | LeaderUnwilling | LeaderFollows) -> None:
+        """Our join is answered: nothing is left to withdraw."""
+        self._asking = self._asked = None
+        self._dispatch(event)
 
     def _unavailable(self, error: RemoteError, peer: PeerId) -> None:
         """Go on without a member. Only one whose process has surely ended stops counting for the quorum: silence may be our own link's."""

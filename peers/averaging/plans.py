@@ -51,8 +51,8 @@ def open_join(context: MemberContext, sealed: bytes) -> SealedJoin:
     return SealedJoin(peer, Join.decode(payload, peer), sealed)
 
 
-def first_plan(context: MemberContext, joins: tuple[SealedJoin, ...], size_elems: int) -> Plan:
-    """The plan that follows from a member list: everyone can compute it, so a leader cannot favour anyone.
+def first_plan(context: MemberContext, joins: tuple[SealedJoin, ...], size_elems: int, counted: int, number: int) -> Plan:
+    """The plan that follows from a member list, beside its quorum and number: everyone can compute it, so a leader cannot favour anyone.
 
     Raises:
         RoundError: nobody can reduce, or those who can have not enough memory.
@@ -61,7 +61,8 @@ def first_plan(context: MemberContext, joins: tuple[SealedJoin, ...], size_elems
     owners = assigned_reducers(joins, context.blocks_of(size_elems).count, rules.block_elems)
     reduce = tuple(BlockTask(block, owner) for block, owner in enumerate(owners))  # type: ignore[arg-type]
     first = joins[0].join
-    return Plan(first.epoch, Attempt(0), joins, size_elems, rules.block_elems, rules.codec.name, reduce, round_index=first.round_index)
+    blocks = (size_elems, rules.block_elems, rules.codec.name)
+    return Plan(first.epoch, Attempt(0), joins, *blocks, reduce, round_index=first.round_index, counted=counted, number=number)
 
 
 async def ask_to_join(context: MemberContext, leader: PeerId, own: SealedJoin, size_elems: int, patience_s: float) -> Plan:
@@ -121,7 +122,7 @@ def _checked_plan(context: MemberContext, own: SealedJoin, size_elems: int, mess
         require(_subject(member) == _subject(own), leader, f"a plan that mixes us with {member.peer.short} of another round or state")
     require(plan.index_of(leader) == 0, leader, "a plan that its sender does not lead")
     try:
-        expected = first_plan(context, members, size_elems)
+        expected = first_plan(context, members, size_elems, plan.counted, plan.number)
     except RoundError as error:
         raise RemoteProtocolError(leader, f"a plan of members that can have none: {error}") from error
     require(plan == expected, leader, "a plan that does not follow from its joins")

@@ -40,6 +40,7 @@ class Rounds:
         self._over: tuple[bytes, ...] = ()
         self.commits: dict[RoundId, Commit] = {}
         self._gatherings: dict[RoundId, Gathering] = {}
+        self._gathered: Counter[RoundId] = Counter()
         self._failures: Counter[PeerId] = Counter()
         self._failures_at: RoundId | None = None
         rules = context.rules
@@ -63,7 +64,9 @@ class Rounds:
         if round_id not in self._gatherings:
             failures = dict(self._failures) if self._failures_at == round_id else {}
             hooks = GatheringHooks(lambda: self._on_close(round_id.epoch), lambda: self.on_our_way_to(round_id), self._blame)
-            self._gatherings[round_id] = Gathering(self._context, round_id, self._rendezvous_rules(round_id, failures), hooks)
+            rules, number = self._rendezvous_rules(round_id, failures), self._gathered[round_id]
+            self._gatherings[round_id] = Gathering(self._context, round_id, rules, hooks, number)
+            self._gathered[round_id] += 1
         return self._gatherings[round_id]
 
     def on_our_way_to(self, round_id: RoundId) -> bool:
@@ -88,6 +91,7 @@ class Rounds:
         """Close what is over; whoever still waits there is told."""
         for known in [known for known in self._gatherings if known < before]:
             self._gatherings.pop(known).close()
+        self._gathered = Counter({known: times for known, times in self._gathered.items() if known >= before})
 
     def forget_gathering(self, round_id: RoundId) -> None:
         """This group broke down; the next try forms a new one."""

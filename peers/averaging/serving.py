@@ -75,7 +75,7 @@ class RoundServer:
         if message.stand_in:
             self._stand_ins.wanted(sender, round_id)
         else:
-            self._rounds.gathering(round_id).closing_heard(sender)
+            self._rounds.gathering(round_id).closing_heard(sender, message.failures)
         return pb.ClosingReply(coming=self._rounds.on_our_way_to(round_id)).SerializeToString()
 
     async def _on_alive(self, sender: PeerId, request: bytes) -> bytes:

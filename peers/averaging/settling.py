@@ -168,7 +168,7 @@ class Settling:
     # What we serve to those who take us for the leader
 
     async def serve(self, stream: Stream) -> None:
-        """Take a member's report and answer with the verdict when it is known.
+        """Take a member's report and answer with the verdict when it is known. A report counts only while its member waits for that.
 
         Raises:
             RemoteRefusal: it is not in this plan, or the round is given up.
@@ -181,9 +181,14 @@ class Settling:
             raise RemoteProtocolError(stream.peer, "it opened a second stream for one settlement")
         self._in_touch.add(index)
         self._gone.discard(index)
-        with plain_remote_errors():
-            async with alongside(self._listen(stream, index)):
-                verdict = await beat_until(stream, self._context.rules.heartbeat_s, lambda: asyncio.shield(self._verdict))
+        try:
+            with plain_remote_errors():
+                async with alongside(self._listen(stream, index)):
+                    verdict = await beat_until(stream, self._context.rules.heartbeat_s, lambda: asyncio.shield(self._verdict))
+        except BaseException:
+            self._reports.pop(index, None)  # it may report elsewhere now, or average with others
+            self._lose({index})
+            raise
         if verdict is None:
             raise RemoteRefusal(stream.peer, ABANDONED, "this member has stopped averaging")
         if isinstance(verdict, GiveUp):
@@ -191,16 +196,11 @@ class Settling:
         await stream.send(verdict_bytes(verdict))
 
     async def _listen(self, stream: Stream, index: int) -> None:
-        """Take the report, and note when the member is gone."""
-        try:
-            message = await next_real_frame(stream, self._context.rules.stall_timeout_s)
-            report = Report.decode(bytes(message), stream.peer)
-            require(report_fits(self._plan, report), stream.peer, "a report that does not fit its plan")
-            self._reports[index] = report
-            self._changed.set()
-        except RemoteError:
-            self._lose({index})
-            raise
+        message = await next_real_frame(stream, self._context.rules.stall_timeout_s)
+        report = Report.decode(bytes(message), stream.peer)
+        require(report_fits(self._plan, report), stream.peer, "a report that does not fit its plan")
+        self._reports[index] = report
+        self._changed.set()
 
     def _checked(self, message: pb.Verdict, leader: PeerId) -> Verdict:
         """A repair must be about the same members and vector, one attempt further, and still count us in."""
@@ -220,6 +220,6 @@ class Settling:
         return repair
 
 
-def _subject(plan: Plan) -> tuple[int, int, int, int, str]:
+def _subject(plan: Plan) -> tuple[int | str, ...]:
     """What no repair may change."""
-    return plan.epoch, plan.round_index, plan.size_elems, plan.block_elems, plan.codec
+    return plan.epoch, plan.round_index, plan.size_elems, plan.block_elems, plan.codec, plan.counted, plan.number

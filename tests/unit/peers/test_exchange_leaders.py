@@ -147,6 +147,7 @@ def verdict(change: Callable[[pb.Verdict], None]) -> Callable[[bytes], bytes]:
 BAD_VERDICTS: dict[str, Callable[[bytes], bytes]] = {
     "junk": lambda _: b"junk",
     "another round": verdict(lambda message: message.commit.CopyFrom(FALSE_COMMIT.to_message())),
+    "repair that counts fewer members": verdict(lambda message: message.repair.CopyFrom(pb.Plan(epoch=0, attempt=1, counted=1))),
     "repair of other members": verdict(lambda message: message.repair.sealed_joins.append(b"f" * 200)),
 }
 
@@ -202,7 +203,7 @@ def test_the_weight_of_a_round_is_not_the_leaders_word() -> None:
     assert [outcome.weight for outcome in done] == [COUNT] * 3
 
 
-@pytest.mark.parametrize("code", ["no-quorum", "group-full", "behind", "state-differs", "ahead", "round-formed"])
+@pytest.mark.parametrize("code", ["no-quorum", "group-full", "behind", "state-differs", "ahead", "round-formed", "following"])
 def test_one_leaders_refusal_is_not_the_swarms(code: str) -> None:
     def refuse(method: str, message: bytes) -> list[bytes]:
         if method == "join":

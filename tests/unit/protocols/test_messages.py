@@ -57,6 +57,7 @@ PLAN = Plan(
     (BlockTask(BlockIndex(1), 2),),
     (b"f" * 32,),
     frozenset({0}),
+    counted=6,
 )
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.ids import Epoch, PeerId, RoundId
+from protocols.ids import Epoch, RoundId
 from protocols.messages import SealedJoin
-from protocols.rendezvous import (
-    MAX_ASKS,
-    Action,
+from protocols.rendezvous import MAX_ASKS, Rendezvous, RendezvousRules, rendezvous_order
+from protocols.rendezvous_events import (
     Announce,
     CallAnswered,
     CloseEpoch,
@@ -22,52 +19,17 @@ from protocols.rendezvous import (
     JoinArrived,
     JoinWithdrawn,
     Lead,
+    LeaderFollows,
     LeaderGone,
     LeaderUnwilling,
-    Ready,
     Refuse,
-    Rendezvous,
-    RendezvousRules,
     RosterChanged,
     SendJoin,
     Tick,
     WakeAt,
-    rendezvous_order,
 )
-from tests.helpers.round_values import OTHER_STATE, ROUND, join_of, peer
-
-ORDER = rendezvous_order(ROUND, [peer(number) for number in range(5)])
-A, B, C, D, E = ORDER
-TIMEOUT_S = 5.0
-
-
-def machine(me: PeerId, live: Iterable[PeerId] = ORDER, *, max_group: int = 64, failures: dict[PeerId, int] | None = None) -> Rendezvous:
-    found = Rendezvous(ROUND, me, RendezvousRules(TIMEOUT_S, TIMEOUT_S, TIMEOUT_S, max_group, failures or {}))
-    assert found.handle(RosterChanged(frozenset(live)), 0.0) == []
-    return found
-
-
-def ready(me: PeerId, state: bytes = b"s" * 32, bandwidth: int = 1000) -> Ready:
-    return Ready(join_of(me, bandwidth=bandwidth, state=state))
-
-
-def arrived(who: PeerId, state: bytes = b"s" * 32) -> JoinArrived:
-    return JoinArrived(join_of(who, state=state))
-
-
-def play(target: Rendezvous, *events: Event, now: float = 0.0) -> list[Action]:
-    """What the last event leads to."""
-    actions: list[Action] = []
-    for event in events:
-        actions = target.handle(event, now)
-    return actions
-
-
-def led(actions: list[Action]) -> list[PeerId]:
-    """Members of the group that was formed, in order."""
-    (lead,) = [action for action in actions if isinstance(action, Lead)]
-    return [join.peer for join in lead.joins]
-
+from tests.helpers.rendezvous_machine import ORDER, TIMEOUT_S, A, B, C, D, E, arrived, led, machine, play, ready
+from tests.helpers.round_values import OTHER_STATE, ROUND, join_of
 
 # Order
 
@@ -77,98 +39,6 @@ def test_the_order_is_the_same_for_everybody_and_another_in_each_round() -> None
     orders = {rendezvous_order(RoundId(ROUND.run, Epoch(epoch)), ORDER) for epoch in range(20)}
     assert len(orders) > 10
     assert len({order[0] for order in orders}) == 5
-
-
-# Following
-
-
-def test_a_member_joins_the_first_in_order() -> None:
-    assert play(machine(C), ready(C)) == [SendJoin(A)]
-
-
-def test_it_waits_until_its_contribution_is_ready() -> None:
-    target = machine(C)
-    assert play(target, ClosingHeard(A)) == [CloseEpoch()]
-    assert play(target, ClosingHeard(A), Tick(), LeaderGone(A)) == []
-    assert play(target, ready(C)) == [SendJoin(B)]
-
-
-def test_a_silent_leader_is_skipped_and_in_the_end_we_lead() -> None:
-    target = machine(C)
-    play(target, ready(C))
-    assert play(target, LeaderGone(A)) == [SendJoin(B)]
-    assert play(target, LeaderGone(B)) == [Announce((D, E)), WakeAt(TIMEOUT_S)]
-
-
-def test_an_earlier_leader_that_calls_late_is_turned_to() -> None:
-    target = machine(C)
-    play(target, ready(C), LeaderGone(A))
-    assert play(target, ClosingHeard(A)) == [SendJoin(A)]
-
-
-def test_an_earlier_leader_that_nobody_knew_is_turned_to() -> None:
-    target = machine(C, live=[B, D])
-    assert play(target, ready(C)) == [SendJoin(B)]
-    assert play(target, ClosingHeard(A)) == [SendJoin(A)]
-
-
-def test_the_call_of_a_later_leader_changes_nothing() -> None:
-    target = machine(C)
-    play(target, ready(C))
-    assert play(target, ClosingHeard(D)) == []
-
-
-def test_we_turn_to_nobody_more_than_so_often() -> None:
-    """A member that calls and never answers must not keep the others busy for ever."""
-    target = machine(B)
-    asked = play(target, ready(B)).count(SendJoin(A))
-    for _ in range(10):
-        play(target, LeaderGone(A))
-        asked += play(target, ClosingHeard(A)).count(SendJoin(A))
-    assert asked == MAX_ASKS
-
-
-def test_a_member_that_joins_us_is_no_leader_wherever_it_stands() -> None:
-    """A joins B, and B would wait for A, if the order alone counted."""
-    target = machine(B, live=[A])
-    assert play(target, ready(B)) == [SendJoin(A)]
-    assert led(play(target, arrived(A))) == [B, A]
-
-
-def test_joining_and_withdrawing_does_not_restart_the_deadline() -> None:
-    target = machine(B, live=[A, C])
-    play(target, ready(B), LeaderGone(A))
-    for now in (1.0, 2.0, 3.0, 4.0):
-        play(target, arrived(A), JoinWithdrawn(A), LeaderUnwilling(A), now=now)
-    assert any(isinstance(action, Fail) for action in play(target, Tick(), now=TIMEOUT_S))
-
-
-def test_who_cannot_be_dialled_does_not_lead_and_is_waited_for() -> None:
-    target = Rendezvous(ROUND, B, RendezvousRules(TIMEOUT_S, TIMEOUT_S, TIMEOUT_S, 64))
-    target.handle(RosterChanged(frozenset({A, C}), undialable=frozenset({A})), 0.0)
-    assert play(target, ready(B)) == [Announce((C,)), WakeAt(TIMEOUT_S)]
-    assert play(target, arrived(C)) == []
-    assert led(play(target, arrived(A))) == [B, A, C]
-
-
-def test_who_cannot_be_dialled_itself_leads_only_if_nobody_else_is_there() -> None:
-    target = Rendezvous(ROUND, A, RendezvousRules(TIMEOUT_S, TIMEOUT_S, TIMEOUT_S, 64))
-    target.handle(RosterChanged(frozenset({B, C}), undialable=frozenset({A})), 0.0)
-    assert play(target, ready(A)) == [SendJoin(B)]
-    assert play(target, LeaderGone(B)) == [SendJoin(C)]
-    assert led(play(target, LeaderGone(C))) == [A]
-
-
-def test_who_reduces_nothing_leads_in_its_turn_since_nobody_else_knows_that_it_reduces_nothing() -> None:
-    assert play(machine(A, live=[B, C]), ready(A, bandwidth=0)) == [Announce((B, C)), WakeAt(TIMEOUT_S)]
-    assert play(machine(B, live=[A, C]), ready(B)) == [SendJoin(A)]
-
-
-def test_whoever_led_a_round_that_failed_leads_later() -> None:
-    assert play(machine(C, failures={A: 1}), ready(C)) == [SendJoin(B)]
-    assert play(machine(C, failures={A: 1, B: 1}), ready(C)) == [Announce((A, B, D, E)), WakeAt(TIMEOUT_S)]
-    assert play(machine(A, failures={A: 1}), ready(A)) == [SendJoin(B)]
-    assert play(machine(C, failures={A: 2, B: 1, C: 1, D: 1, E: 1}), ready(C)) == [SendJoin(B)]
 
 
 # Leading
@@ -231,6 +101,15 @@ def test_a_stand_in_is_called_and_waited_for_and_never_leads() -> None:
     assert play(second, RosterChanged(frozenset({A, D})), ready(C)) == [SendJoin(A)]
 
 
+def test_stand_ins_that_do_not_come_do_not_count_for_the_quorum() -> None:
+    target = machine(A, live=[B])
+    play(target, RosterChanged(frozenset({B}), stand_ins=frozenset({C, D, E})), ready(A), arrived(B), arrived(C))
+    (lead,) = play(target, Tick(), now=TIMEOUT_S)
+    assert isinstance(lead, Lead)
+    assert led([lead]) == [A, B, C]
+    assert lead.counted == 3
+
+
 def test_guests_come_last_and_only_where_there_is_room() -> None:
     target = Rendezvous(ROUND, C, RendezvousRules(TIMEOUT_S, TIMEOUT_S, TIMEOUT_S, 3))
     play(target, RosterChanged(frozenset({D}), whole_swarm=False), ready(C), arrived(A), arrived(B))
@@ -273,9 +152,16 @@ def test_at_the_deadline_more_than_half_must_be_there(joined: int) -> None:
         assert actions == [*(Refuse(who, "no-quorum", reason) for who in ORDER[1 : 1 + joined]), Fail(reason)]
 
 
+@pytest.mark.parametrize("gone", [LeaderGone(E), LeaderUnwilling(E)])
+def test_a_plan_names_the_live_members_that_its_quorum_was_counted_on(gone: LeaderGone | LeaderUnwilling) -> None:
+    (lead,) = play(machine(A), ready(A), gone, LeaderUnwilling(D), arrived(B), arrived(C))
+    assert isinstance(lead, Lead)
+    assert lead.counted == (4 if isinstance(gone, LeaderGone) else 5)
+
+
 def test_a_join_that_is_withdrawn_does_not_count() -> None:
     target = machine(A, live=[B, C])
-    play(target, ready(A), arrived(B), JoinWithdrawn(B))
+    assert play(target, ready(A), arrived(B), JoinWithdrawn(B)) == []
     assert play(target, arrived(C)) == []
     assert led(play(target, Tick(), now=TIMEOUT_S)) == [A, C]
 
@@ -305,6 +191,7 @@ def test_the_state_of_most_wins_and_the_others_are_refused() -> None:
     target = machine(A)
     actions = play(target, ready(A), arrived(B), arrived(C, OTHER_STATE), arrived(D), arrived(E, OTHER_STATE))
     assert led(actions) == [A, B, D]
+    assert actions[-1].counted == 3  # type: ignore[union-attr]
     assert [(action.peer, action.code) for action in actions if isinstance(action, Refuse)] == [(C, "state-differs"), (E, "state-differs")]
 
 
@@ -340,6 +227,8 @@ EVENTS = st.one_of(
     st.sampled_from(ORDER).map(arrived),
     st.sampled_from(ORDER).map(lambda who: arrived(who, OTHER_STATE)),
     st.sampled_from([*map(JoinWithdrawn, ORDER), *map(ClosingHeard, ORDER), *map(LeaderGone, ORDER), *map(LeaderUnwilling, ORDER), Tick()]),
+    st.sampled_from(ORDER).map(LeaderFollows),
+    st.builds(ClosingHeard, st.sampled_from(ORDER), st.integers(0, 3)),
     st.builds(CallAnswered, st.sampled_from(ORDER), st.booleans()),
     st.just(ready(C)),
     st.frozensets(st.sampled_from(ORDER)).map(RosterChanged),

@@ -59,6 +59,17 @@ def test_half_or_less_gives_up() -> None:
     assert isinstance(settle(plan_of([1.0] * 5), FIRST, reports("abcdef", "abcdef", plan=plan_of([1.0] * 5)), 4.0), GiveUp)
 
 
+@pytest.mark.parametrize(("counted", "commits"), [(0, True), (4, True), (5, True), (6, False), (9, False)])
+def test_more_than_half_of_the_members_that_were_counted_must_report(counted: int, commits: bool) -> None:
+    """Two groups of one swarm cannot both have them, whatever their plans say of each other's members."""
+    plan = replace(PLAN, counted=counted)
+    verdict = settle(plan, FIRST, reports("abcdef", "abcdef", None, "abcdef", plan=plan), 3.0)
+    assert isinstance(verdict, Commit if commits else GiveUp)
+    last = replace(plan, attempt=Attempt(MAX_ATTEMPTS))
+    liar = reports("abcdef", "abcdef", "xxxxxx", "abcdef", plan=last)
+    assert isinstance(settle(last, FIRST, liar, 3.0), Commit if commits else GiveUp)
+
+
 def test_one_member_lacks_a_block_and_fetches_it() -> None:
     repair = repaired("abcdef", "ab.def", "abcdef", "abcdef")
     assert (repair.attempt, repair.reduce, repair.absent) == (1, (), frozenset())

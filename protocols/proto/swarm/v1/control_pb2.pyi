@@ -35,14 +35,16 @@ class Proven(_message.Message):
     def __init__(self, peer: _Optional[bytes] = ..., bytes_per_s: _Optional[int] = ...) -> None: ...
 
 class Closing(_message.Message):
-    __slots__ = ("epoch", "round_index", "stand_in")
+    __slots__ = ("epoch", "round_index", "stand_in", "failures")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUND_INDEX_FIELD_NUMBER: _ClassVar[int]
     STAND_IN_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     round_index: int
     stand_in: bool
-    def __init__(self, epoch: _Optional[int] = ..., round_index: _Optional[int] = ..., stand_in: _Optional[bool] = ...) -> None: ...
+    failures: int
+    def __init__(self, epoch: _Optional[int] = ..., round_index: _Optional[int] = ..., stand_in: _Optional[bool] = ..., failures: _Optional[int] = ...) -> None: ...
 
 class ClosingReply(_message.Message):
     __slots__ = ("commit", "coming")
@@ -61,7 +63,7 @@ class BlockTask(_message.Message):
     def __init__(self, block: _Optional[int] = ..., member: _Optional[int] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("epoch", "attempt", "sealed_joins", "size_elems", "block_elems", "codec", "reduce", "fetch", "block_hashes", "absent", "round_index")
+    __slots__ = ("epoch", "attempt", "sealed_joins", "size_elems", "block_elems", "codec", "reduce", "fetch", "block_hashes", "absent", "round_index", "counted", "number")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     SEALED_JOINS_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +75,8 @@ class Plan(_message.Message):
     BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
     ABSENT_FIELD_NUMBER: _ClassVar[int]
     ROUND_INDEX_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     attempt: int
     sealed_joins: _containers.RepeatedScalarFieldContainer[bytes]
@@ -84,7 +88,9 @@ class Plan(_message.Message):
     block_hashes: _containers.RepeatedScalarFieldContainer[bytes]
     absent: _containers.RepeatedScalarFieldContainer[int]
     round_index: int
-    def __init__(self, epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., sealed_joins: _Optional[_Iterable[bytes]] = ..., size_elems: _Optional[int] = ..., block_elems: _Optional[int] = ..., codec: _Optional[str] = ..., reduce: _Optional[_Iterable[_Union[BlockTask, _Mapping]]] = ..., fetch: _Optional[_Iterable[_Union[BlockTask, _Mapping]]] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., absent: _Optional[_Iterable[int]] = ..., round_index: _Optional[int] = ...) -> None: ...
+    counted: int
+    number: int
+    def __init__(self, epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., sealed_joins: _Optional[_Iterable[bytes]] = ..., size_elems: _Optional[int] = ..., block_elems: _Optional[int] = ..., codec: _Optional[str] = ..., reduce: _Optional[_Iterable[_Union[BlockTask, _Mapping]]] = ..., fetch: _Optional[_Iterable[_Union[BlockTask, _Mapping]]] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., absent: _Optional[_Iterable[int]] = ..., round_index: _Optional[int] = ..., counted: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
 
 class ExchangeHeader(_message.Message):
     __slots__ = ("plan_digest",)
