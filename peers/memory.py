@@ -8,6 +8,7 @@ import mmap
 import sys
 import threading
 import weakref
+from collections import deque
 from contextlib import suppress
 
 import numpy as np
@@ -53,6 +54,7 @@ class KeptMemory:
     def __init__(self, most_bytes: int = _KEEP_BYTES) -> None:
         self._most_bytes = most_bytes
         self._free: list[mmap.mmap] = []
+        self._returned: deque[mmap.mmap] = deque()
         self._lock = threading.Lock()
 
     def array(self, size_bytes: int) -> NDArray[np.uint8]:
@@ -72,20 +74,22 @@ class KeptMemory:
     @property
     def free_bytes(self) -> int:
         """What is kept and not lent."""
-        return sum(len(kept) for kept in self._free)
+        return sum(len(kept) for kept in (*self._free, *self._returned))
 
     def _take(self, room_bytes: int) -> mmap.mmap | None:
         with self._lock:
+            while self._returned:
+                self._free.append(self._returned.popleft())
+            while sum(map(len, self._free)) > self._most_bytes:
+                del self._free[0]
             for position in range(len(self._free) - 1, -1, -1):
                 if len(self._free[position]) == room_bytes:
                     return self._free.pop(position)
         return None
 
     def _give_back(self, kept: mmap.mmap) -> None:
-        with self._lock:
-            self._free.append(kept)
-            while self.free_bytes > self._most_bytes:
-                del self._free[0]
+        """May run within the garbage collector, in any thread, even one that holds the lock."""
+        self._returned.append(kept)
 
 
 def _huge_pages(size_bytes: int) -> mmap.mmap:

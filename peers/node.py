@@ -65,6 +65,7 @@ class NodeSettings:
         bandwidth_bytes_per_s: what others may count on at most, whatever our link carries; 0: we reduce nothing.
         founder: we may begin alone; others first wait until they have seen somebody, or a slow
             look-up would make them a swarm of their own.
+        part_memory_bytes: for others' parts of the blocks that we reduce; 0: no limit.
     """
 
     run: RunId
@@ -74,6 +75,7 @@ class NodeSettings:
     presence: Presence
     bandwidth_bytes_per_s: int
     founder: bool
+    part_memory_bytes: int = 0
 
 
 class Node:
@@ -326,7 +328,8 @@ class Node:
             raise RoundError("the network is not up yet")
         if self._estimate().behind:
             return RoundOutcome(RoundStatus.BEHIND, contribution.epoch, reason="the swarm has gone on from the state this was computed on")
-        join = Join(contribution.epoch, contribution.state_hash, contribution.weight, self._settings.bandwidth_bytes_per_s)
+        bandwidth, memory = self._settings.bandwidth_bytes_per_s, self._settings.part_memory_bytes
+        join = Join(contribution.epoch, contribution.state_hash, contribution.weight, bandwidth, part_memory_bytes=memory)
         try:
             averaged = await self._averager.average_epoch(join, contribution.vector)
         except LeftOut as left_out:

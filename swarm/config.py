@@ -43,7 +43,9 @@ class PeerConfig(BaseModel):
         device: "auto" takes CUDA where there is one.
         threads: torch threads; torch's own choice when None.
         niceness: of the training thread only (0 to 19), so that the machine stays usable and the network thread quick.
-        bandwidth_mbit: upper bound of what others may count on, in 10^6 bits per second; measured when None.
+        bandwidth_mbit: upper bound of what others may count on, in 10^6 bits per second; what the link carries when None.
+        part_memory_mib: memory for others' parts of the blocks that this peer reduces; it is given fewer blocks if they would not fit.
+            No limit when None.
         role: "trainer" computes and reduces, "helper" only reduces and serves, "client" computes and cannot be dialled.
         checkpoint_every_epochs: epochs between two checkpoints on disk.
         checkpoints_kept: newest checkpoints that stay on disk.
@@ -63,6 +65,7 @@ class PeerConfig(BaseModel):
     threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     niceness: Annotated[int, Field(ge=0, le=19)] = 10
     bandwidth_mbit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    part_memory_mib: Annotated[int, Field(ge=1, le=2**30)] | None = None
     role: Role = "trainer"
     checkpoint_every_epochs: Annotated[int, Field(ge=1)] = 10
     checkpoints_kept: Annotated[int, Field(ge=1)] = 3

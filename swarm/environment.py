@@ -20,6 +20,7 @@ VARIABLES: Mapping[str, str] = {
     "SWARM_THREADS": "threads",
     "SWARM_NICENESS": "niceness",
     "SWARM_BANDWIDTH_MBIT": "bandwidth_mbit",
+    "SWARM_PART_MEMORY_MIB": "part_memory_mib",
     "SWARM_ROLE": "role",
     "SWARM_CHECKPOINT_EVERY": "checkpoint_every_epochs",
     "SWARM_CHECKPOINTS_KEPT": "checkpoints_kept",

@@ -212,7 +212,8 @@ class NetworkThread:
         )
         reduces = 0 if self._config.role == "client" else bandwidth
         target_samples = signed.spec.optimizer.target_batch_samples
-        return NodeSettings(signed.run_id, signed.authority_key, rules, target_samples, presence, reduces, papers.founder)
+        memory_bytes = (self._config.part_memory_mib or 0) * 2**20
+        return NodeSettings(signed.run_id, signed.authority_key, rules, target_samples, presence, reduces, papers.founder, memory_bytes)
 
     def _libp2p_options(self) -> Libp2pOptions:
         listen, announce = self._config.libp2p_listen, self._config.announce
