@@ -26,12 +26,15 @@ long enough to be sustained, short enough to leave out the waits."""
 MIN_BYTES = 2**20
 """A round that moved less says nothing: it was over before the link was full."""
 
+ROOM = 9 / 8
+"""What a full link carries at most, as a multiple of its average: timed streams leave a little room, and begin and end slowly."""
+
 RISE = 1 / 2
 SINK = 1 / 4
 FALL = 1 / 16
-ALIKE = 4 / 5
+NEAR = 4 / 5
 """How much of the gap to a round's measurement the estimate goes. Up in a few rounds, so that one lucky stretch does not count for much.
-Down as quickly if the round measured about the same (`ALIKE` of the estimate), but slowly if it was far below: then it was probably slow
+Down as quickly if the round measured about the same (`NEAR` the estimate), but slowly if it was far below: then it was probably slow
 for others' sake."""
 
 MAX_SAMPLES = 512
@@ -45,8 +48,51 @@ class _Sample:
     received_bytes: int
 
 
+class Sampler:
+    """What our link carries during one exchange. Times are those of the event loop.
+
+    Args:
+        now_s: when it begins.
+        traffic: totals by then.
+    """
+
+    def __init__(self, now_s: float, traffic: Traffic) -> None:
+        self._samples = [_Sample(now_s, traffic.delivered_bytes, traffic.received_bytes)]
+        self._interval_s = MIN_INTERVAL_S
+
+    def sample(self, now_s: float, traffic: Traffic) -> None:
+        """Something has been sent or has come. Cheap; memory stays bounded however long the exchange lasts."""
+        if now_s - self._samples[-1].time_s < self._interval_s:
+            return
+        self._samples.append(_Sample(now_s, traffic.delivered_bytes, traffic.received_bytes))
+        if len(self._samples) >= MAX_SAMPLES:
+            self._samples = self._samples[::2]
+            self._interval_s *= 2
+
+    def rate(self, now_s: float, traffic: Traffic, *, full: bool = False) -> float | None:
+        """Bytes per second of the slower direction, now that the exchange is over; None if it moved too little.
+
+        Args:
+            now_s: when it is over.
+            traffic: totals by now.
+            full: the link was to be as full as timed streams fill it, all the time: then it carries hardly more than it did on average,
+                however quick the best stretch was. On a busy machine that may be what had queued up somewhere.
+        """
+        samples = [*self._samples, _Sample(now_s, traffic.delivered_bytes, traffic.received_bytes)]
+        times_s = [sample.time_s for sample in samples]
+        rates = (
+            _best_rate(times_s, [sample.delivered_bytes for sample in samples]),
+            _best_rate(times_s, [sample.received_bytes for sample in samples]),
+        )
+        best = min((rate for rate in rates if rate is not None), default=None)
+        if best is None or not full:
+            return best
+        moved_bytes = min(samples[-1].delivered_bytes - samples[0].delivered_bytes, samples[-1].received_bytes - samples[0].received_bytes)
+        return min(best, ROOM * moved_bytes / (now_s - samples[0].time_s))
+
+
 class BandwidthMeter:
-    """Estimates the bandwidth of our own link. Times are those of the event loop.
+    """Estimates the bandwidth of our own link.
 
     Args:
         first_guess_bytes_per_s: the estimate before anything was measured.
@@ -55,46 +101,18 @@ class BandwidthMeter:
     def __init__(self, first_guess_bytes_per_s: int = FIRST_GUESS_BYTES_PER_S) -> None:
         self._estimate_bytes_per_s = first_guess_bytes_per_s
         self._measured = False
-        self._samples: list[_Sample] = []
-        self._interval_s = MIN_INTERVAL_S
 
     @property
     def estimate_bytes_per_s(self) -> int:
         """What our link carries in its slower direction, as far as we know; above 0."""
         return self._estimate_bytes_per_s
 
-    def begin(self, now_s: float, traffic: Traffic) -> None:
-        """A round's exchange begins."""
-        self._samples = [_Sample(now_s, traffic.delivered_bytes, traffic.received_bytes)]
-        self._interval_s = MIN_INTERVAL_S
-
-    def sample(self, now_s: float, traffic: Traffic) -> None:
-        """Something has been sent or has come. Cheap; memory stays bounded however long the exchange lasts."""
-        if not self._samples or now_s - self._samples[-1].time_s < self._interval_s:
+    def note(self, rate_bytes_per_s: float | None) -> None:
+        """An exchange has measured so much; nothing happens if it could not."""
+        if rate_bytes_per_s is None:
             return
-        self._samples.append(_Sample(now_s, traffic.delivered_bytes, traffic.received_bytes))
-        if len(self._samples) >= MAX_SAMPLES:
-            self._samples = self._samples[::2]
-            self._interval_s *= 2
-
-    def end(self, now_s: float, traffic: Traffic) -> None:
-        """The exchange is over: update the estimate."""
-        if not self._samples:
-            return
-        samples = [*self._samples, _Sample(now_s, traffic.delivered_bytes, traffic.received_bytes)]
-        self._samples = []
-        times_s = [sample.time_s for sample in samples]
-        rates = (
-            _best_rate(times_s, [sample.delivered_bytes for sample in samples]),
-            _best_rate(times_s, [sample.received_bytes for sample in samples]),
-        )
-        measured = [rate for rate in rates if rate is not None]
-        if measured:
-            self._note(min(measured))
-
-    def _note(self, rate_bytes_per_s: float) -> None:
         before = self._estimate_bytes_per_s if self._measured else rate_bytes_per_s
-        down = SINK if rate_bytes_per_s >= ALIKE * before else FALL
+        down = SINK if rate_bytes_per_s >= NEAR * before else FALL
         after = before + (RISE if rate_bytes_per_s > before else down) * (rate_bytes_per_s - before)
         self._measured = True
         self._estimate_bytes_per_s = min(max(1, int(after)), MAX_BANDWIDTH_BYTES_PER_S)

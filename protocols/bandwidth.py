@@ -28,6 +28,9 @@ HEADROOM = Fraction(2)
 ALIKE = Fraction(4, 5)
 """Bandwidths closer than that to each other are taken for equal."""
 
+ALMOST = Fraction(19, 20)
+"""Links that take this part of the time that the slowest does are full to the end, too."""
+
 FREE_EPOCHS = 8
 """One epoch in so many, streams are not timed: whoever sends as fast as its link was may not notice that it has become faster."""
 
@@ -49,11 +52,11 @@ def believed_bandwidths(claims_bytes_per_s: Sequence[int], proven_bytes_per_s: S
     the two in the middle, so it takes a majority of observers to make a friend look faster). One that nobody has seen is believed as much
     as the member in the middle of the group claims (of an even number the higher).
 
+    Members whose bandwidths differ by no more than measuring does count as equally fast: shares follow small differences closely.
+
     Args:
         claims_bytes_per_s: one per member; 0 for one that reduces nothing.
         proven_bytes_per_s: what each other member of the group that has seen this one saw it prove; its own word is not among them.
-
-    Members whose bandwidths differ by no more than measuring does count as equally fast: shares follow small differences closely.
 
     Returns:
         One number per member, 0 where the claim is 0.
@@ -110,13 +113,17 @@ def assigned_reducers(joins: Sequence[SealedJoin], num_blocks: int, block_elems:
         return (0,) * num_blocks
     if not any(join.join.bandwidth_bytes_per_s for join in joins):
         raise RoundError("nobody in the group can reduce for the others")
-    senders = sum(join.join.weight > 0 for join in joins)
-    limits = [join.join.part_memory_bytes for join in joins]
-    most = [blocks_that_fit(limit, senders, block_elems) if limit else num_blocks for limit in limits]
     try:
-        return assign_blocks(num_blocks, reducer_bandwidths(joins), most)
+        return assign_blocks(num_blocks, reducer_bandwidths(joins), most_blocks(joins, num_blocks, block_elems))
     except ValueError as error:
         raise RoundError("the members of the group allow too little memory for the parts of the blocks that they reduce") from error
+
+
+def most_blocks(joins: Sequence[SealedJoin], num_blocks: int, block_elems: int) -> list[int]:
+    """How many blocks each member has memory for, counting all senders' parts as fp32: that is what any codec decodes to."""
+    senders = sum(join.join.weight > 0 for join in joins)
+    limits = [join.join.part_memory_bytes for join in joins]
+    return [blocks_that_fit(limit, senders, block_elems) if limit else num_blocks for limit in limits]
 
 
 def stream_rates(plan: Plan, me: int) -> dict[int, int]:
@@ -124,9 +131,9 @@ def stream_rates(plan: Plan, me: int) -> dict[int, int]:
 
     What goes from i to j, i's parts of j's blocks and i's results, is V_ij; all that i sends, and j receives, V_i and V_j. With
     V_ij / max(V_i / b_i, V_j / b_j) for every pair, no member's sum exceeds its b, and the slowest link is full to the end; a little less
-    than that goes (`FILLED`). Only links that
-    somebody has seen count, b being what a plan believes or what was proven, whichever is more; and of every `FREE_EPOCHS` epochs one is
-    free, so that links that have become faster are found out.
+    than that goes (`FILLED`). b is what a member claims, or what it has proven if that is more: claiming too much costs nothing but the
+    timing, and nobody else's word can slow a member down. Only links that somebody has seen count. Every `FREE_EPOCHS`-th epoch is free,
+    so that links that have become faster are found out.
 
     Args:
         plan: its joins say what is known of links.
@@ -135,20 +142,38 @@ def stream_rates(plan: Plan, me: int) -> dict[int, int]:
     Returns:
         Rate by index of the receiver; it is absent where there is no limit.
     """
-    if plan.attempt or plan.epoch % FREE_EPOCHS == 0 or not any(member.join.proven for member in plan.members):
-        return {}
-    n, seen = len(plan.members), _seen(plan.members)
-    believed = reducer_bandwidths(plan.members)
-    links = [max(believed[i], _middle(seen[i])) if seen[i] else 0 for i in range(n)]
-    blocks, num_blocks = Counter(task.member for task in plan.reduce), max(len(plan.reduce), 1)
-    loads = [num_blocks + max(n - 2, 0) * blocks[i] for i in range(n)]
+    links = _timed_links(plan)
+    times = _times(plan, links)
+    blocks = Counter(task.member for task in plan.reduce)
     sends = plan.members[me].join.weight > 0
     rates = {}
-    for other in range(n):
+    for other, link in enumerate(links):
         moved = (blocks[other] if sends else 0) + blocks[me]
-        if other != me and moved and links[me] and links[other] and min(links[me], links[other]) < FREE_BYTES_PER_S:
-            rates[other] = int(FILLED * moved / max(Fraction(loads[me], links[me]), Fraction(loads[other], links[other])))
+        if other != me and moved and links[me] and link and min(links[me], link) < FREE_BYTES_PER_S:
+            rates[other] = int(FILLED * moved / max(times[me], times[other]))
     return {other: rate for other, rate in rates.items() if rate}
+
+
+def fills_its_link(plan: Plan, me: int) -> bool:
+    """Whether a member's link is timed and to be full until the exchange ends, as no other link takes longer."""
+    links = _timed_links(plan)
+    times = _times(plan, links)
+    return 0 < links[me] < FREE_BYTES_PER_S and times[me] >= ALMOST * max(times)
+
+
+def _timed_links(plan: Plan) -> list[int]:
+    """What each member's link carries, bytes per second; 0 where nobody has seen it, and of everybody where nothing is timed."""
+    if plan.attempt or plan.epoch % FREE_EPOCHS == 0:
+        return [0] * len(plan.members)
+    seen = _seen(plan.members)
+    return [max(member.join.bandwidth_bytes_per_s, _middle(seen[i])) if seen[i] else 0 for i, member in enumerate(plan.members)]
+
+
+def _times(plan: Plan, links: Sequence[int]) -> list[Fraction]:
+    """How long each link is busy, in blocks' bytes over its bandwidth; 0 where that is unknown."""
+    blocks, num_blocks, n = Counter(task.member for task in plan.reduce), max(len(plan.reduce), 1), len(plan.members)
+    loads = [num_blocks + max(n - 2, 0) * blocks[i] for i in range(n)]
+    return [Fraction(load, link) if link else Fraction(0) for load, link in zip(loads, links, strict=True)]
 
 
 def proven_by(plan: Plan, me: int, vector_bytes: int, took_s: float, parts_in_s: Mapping[int, float]) -> dict[PeerId, int]:

@@ -120,7 +120,7 @@ def assign_blocks(
     return _dealt(num_blocks, tuple(bandwidths_bytes_per_s), None if most_blocks is None else tuple(most_blocks))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _dealt(num_blocks: int, bandwidths_bytes_per_s: tuple[int | None, ...], most_blocks: tuple[int, ...] | None) -> tuple[int, ...]:
     """Remembered: whoever tries again, and all members of a simulated group, deal the same blocks."""
     places = []

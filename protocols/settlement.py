@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from protocols.bandwidth import most_blocks, reducer_bandwidths
 from protocols.ids import Attempt, BlockIndex
 from protocols.messages import BlockTask, Commit, Plan, Report
 from protocols.partition import assign_blocks
@@ -114,11 +115,12 @@ def _reassigned(plan: Plan, missing: list[BlockIndex], survivors: list[int], fai
     if not missing:
         return ()
     able = [i for i in survivors if i not in failed] or survivors
-    bandwidths = [plan.members[i].join.bandwidth_bytes_per_s for i in able]
-    if not any(bandwidths):
+    speeds, most = reducer_bandwidths(plan.members), most_blocks(plan.members, len(missing), plan.block_elems)
+    try:
+        owners = assign_blocks(len(missing), [speeds[i] for i in able], [most[i] for i in able])
+    except ValueError:  # nobody who offers to, or too little memory: anybody, or the blocks would be lost
         able = survivors
-        bandwidths = [max(plan.members[i].join.bandwidth_bytes_per_s, 1) for i in able]  # or the blocks would be lost
-    owners = assign_blocks(len(missing), bandwidths)
+        owners = assign_blocks(len(missing), [max(speeds[i], 1) for i in able])
     return tuple(BlockTask(block, able[owner]) for block, owner in zip(missing, owners, strict=True))
 
 

@@ -198,7 +198,7 @@ class NetworkThread:
     def _node_settings(self, libp2p: Libp2pNode, papers: Membership, now: SwarmTime) -> NodeSettings:
         signed, averaging = papers.signed, papers.signed.spec.averaging
         rules = AveragingRules(signed.run_id, averaging.block_elems, codec_named(averaging.codec), averaging.max_group)
-        bandwidth = int(self._config.bandwidth_cap_bytes_per_s or MAX_BANDWIDTH_BYTES_PER_S)
+        bandwidth = max(1, int(self._config.bandwidth_cap_bytes_per_s or MAX_BANDWIDTH_BYTES_PER_S))
         presence = Presence(
             self._identity.peer,
             "",

@@ -59,6 +59,8 @@ async def average_by_plan(
                     log.info("epoch %d: attempt %d repairs %d blocks", plan.epoch, plan.attempt, len(plan.reduce) + len(plan.fetch))
     except BaseException:
         rounds.results.pop(first_digest, None)
+        rounds.exchanged(digests)
+        rounds.exchanged(())
         raise
 
 

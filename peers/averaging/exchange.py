@@ -74,6 +74,7 @@ class Exchange:
                 cut.cancel()
                 watch.cancel()
         self._terms.measuring.end(complete=all(self._result.hashes))
+        self._own_D = torch.empty(0)
 
     def abandon(self) -> None:
         """`run` was broken off: nobody shall wait for blocks of ours."""

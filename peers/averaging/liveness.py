@@ -15,6 +15,9 @@ from protocols.ids import PeerId
 
 T = TypeVar("T")
 
+_ASK_AGAIN = 1 / 16
+"""Of a heartbeat: how soon a process that is just ending is asked again."""
+
 ALIVE = "alive"
 """Name of the call that asks nothing but whether anybody is there."""
 
@@ -23,19 +26,28 @@ async def has_ended(context: MemberContext, peer: PeerId) -> bool:
     """Whether the process of a member has surely ended: its machine answers that nobody listens there.
 
     Somebody who ought to have opened a stream to us, and has not, may have ended before it could; without asking that looks like silence,
-    which takes `stall_timeout_s` to be believed. False for members that cannot be dialled.
+    which takes `stall_timeout_s` to be believed. A process that is just ending breaks the connection first: then we ask again. False for
+    members that cannot be dialled.
     """
     endpoint = context.directory.endpoint(peer)
     if endpoint is None:
         return False
-    try:
-        await context.transport.call(endpoint, ALIVE, b"", timeout_s=context.rules.stall_timeout_s)
-    except RemoteGone:
-        context.directory.suspect(peer)
-        return True
-    except RemoteError:
-        return False
-    return False
+    loop, rules = asyncio.get_running_loop(), context.rules
+    give_up_at_s = loop.time() + rules.heartbeat_s
+    while True:
+        try:
+            await context.transport.call(endpoint, ALIVE, b"", timeout_s=rules.stall_timeout_s)
+        except RemoteGone:
+            context.directory.suspect(peer)
+            return True
+        except RemoteTimeout:
+            if loop.time() >= give_up_at_s:
+                return False
+            await asyncio.sleep(rules.heartbeat_s * _ASK_AGAIN)
+        except RemoteError:
+            return False
+        else:
+            return False
 
 
 async def next_frame(stream: Stream, stall_timeout_s: float) -> bytes | memoryview:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from peers.averaging.context import MemberContext
+from peers.bandwidth import Sampler
+from protocols.bandwidth import fills_its_link
 from protocols.messages import Plan
 
 
@@ -23,6 +25,8 @@ class Measuring:
         self._codec = context.rules.codec
         self._plan = plan
         self._me = me
+        self._full = fills_its_link(plan, me)
+        self._sampler: Sampler | None = None
         self._began_s = 0.0
         self._parts_in_s: dict[int, float] = {}
 
@@ -30,12 +34,12 @@ class Measuring:
         """The exchange begins."""
         self._began_s = asyncio.get_running_loop().time()
         if self._bandwidth:
-            self._bandwidth.meter.begin(self._began_s, self._transport.traffic)
+            self._sampler = Sampler(self._began_s, self._transport.traffic)
 
     def moved(self) -> None:
         """Something has been sent or has come."""
-        if self._bandwidth:
-            self._bandwidth.meter.sample(asyncio.get_running_loop().time(), self._transport.traffic)
+        if self._sampler:
+            self._sampler.sample(asyncio.get_running_loop().time(), self._transport.traffic)
 
     def parts_in(self, sender: int) -> None:
         """All parts of a member have come."""
@@ -47,9 +51,9 @@ class Measuring:
         Args:
             complete: we hold every block of the result.
         """
-        if self._bandwidth:
+        if self._bandwidth and self._sampler:
             now = asyncio.get_running_loop().time()
-            self._bandwidth.meter.end(now, self._transport.traffic)
+            self._bandwidth.meter.note(self._sampler.rate(now, self._transport.traffic, full=self._full))
             if complete and self._plan.attempt == 0:
                 vector_bytes = self._codec.encoded_bytes(self._plan.size_elems)
                 self._bandwidth.round_done(self._plan, self._me, vector_bytes, now - self._began_s, self._parts_in_s)

@@ -41,6 +41,10 @@ class Turns:
         self._due_s = at_s + size_bytes / self._bytes_per_s
         return at_s
 
+    def undo(self, size_bytes: int) -> None:
+        """These bytes do not go after all."""
+        self._due_s -= size_bytes / self._bytes_per_s
+
 
 class Pace:
     """Sends blocks on one stream and finds its chunk size by trying.
@@ -88,7 +92,11 @@ class Pace:
             return
         loop = asyncio.get_running_loop()
         at_s = self._turns.take(size_bytes, loop.time())
-        while at_s - loop.time() > self._heartbeat_s:
-            await asyncio.sleep(self._heartbeat_s)
-            await stream.send(HEARTBEAT)
-        await asyncio.sleep(max(0.0, at_s - loop.time()))
+        try:
+            while at_s - loop.time() > self._heartbeat_s:
+                await asyncio.sleep(self._heartbeat_s)
+                await stream.send(HEARTBEAT)
+            await asyncio.sleep(max(0.0, at_s - loop.time()))
+        except BaseException:
+            self._turns.undo(size_bytes)
+            raise

@@ -115,7 +115,7 @@ class Reducing:
 
     def part_arrived(self, sender: int, block: BlockIndex, part_E: Part) -> None:
         """A part has come and is sound."""
-        if sender not in self._left_out:
+        if sender not in self._left_out and block in self._parts:  # or we have let go of everything
             self._parts[block][sender] = part_E
             self._order(self._machine.part_arrived(sender, block))
 

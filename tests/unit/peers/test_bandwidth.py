@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from peers.bandwidth import FALL, FIRST_GUESS_BYTES_PER_S, MAX_SAMPLES, RISE, Bandwidth, BandwidthMeter
+from peers.bandwidth import FALL, FIRST_GUESS_BYTES_PER_S, MAX_SAMPLES, RISE, ROOM, Bandwidth, BandwidthMeter, Sampler
 from peers.interfaces import Traffic
 from protocols.ids import Epoch
 from protocols.messages import MAX_PROVEN, Join
@@ -18,12 +18,12 @@ MB = 10**6
 
 def exchange(meter: BandwidthMeter, seconds: float, moved: Callable[[float], tuple[float, float]], every_s: float = 0.05) -> None:
     """One exchange in which `moved(t)` gives the bytes delivered and received by then."""
-    meter.begin(0.0, Traffic())
+    sampler = Sampler(0.0, Traffic())
     for step in range(1, round(seconds / every_s)):
         delivered, received = moved(step * every_s)
-        meter.sample(step * every_s, Traffic(0, int(received), int(delivered)))
+        sampler.sample(step * every_s, Traffic(0, int(received), int(delivered)))
     delivered, received = moved(seconds)
-    meter.end(seconds, Traffic(0, int(received), int(delivered)))
+    meter.note(sampler.rate(seconds, Traffic(0, int(received), int(delivered))))
 
 
 def steady(up: float, down: float) -> Callable[[float], tuple[float, float]]:
@@ -65,10 +65,8 @@ def test_too_little_traffic_says_nothing() -> None:
     meter = BandwidthMeter()
     exchange(meter, 0.1, steady(1 * MB, 1 * MB), every_s=0.01)
     assert meter.estimate_bytes_per_s == FIRST_GUESS_BYTES_PER_S
-    meter.begin(0.0, Traffic())
-    meter.end(0.0, Traffic(0, 10 * MB, 10 * MB))
+    meter.note(Sampler(0.0, Traffic()).rate(0.0, Traffic(0, 10 * MB, 10 * MB)))
     assert meter.estimate_bytes_per_s == FIRST_GUESS_BYTES_PER_S
-    BandwidthMeter().end(1.0, Traffic())
 
 
 def test_the_estimate_rises_quickly_and_falls_slowly() -> None:
@@ -80,14 +78,23 @@ def test_the_estimate_rises_quickly_and_falls_slowly() -> None:
     assert meter.estimate_bytes_per_s == pytest.approx(6 * MB - FALL * 4 * MB, rel=0.01)
 
 
+def test_a_link_that_was_to_be_full_carries_hardly_more_than_on_average() -> None:
+    sampler = Sampler(0.0, Traffic())
+    for step in range(1, 41):
+        moved = int(step * 0.05 * 8 * MB) if step < 20 else 2 * 8 * MB
+        sampler.sample(step * 0.05, Traffic(0, moved, moved))
+    end = Traffic(0, 16 * MB, 16 * MB)
+    assert sampler.rate(2.0, end, full=True) == pytest.approx(ROOM * 8 * MB)
+    assert (sampler.rate(2.0, end) or 0.0) > 2 * 8 * MB
+
+
 def test_a_long_exchange_keeps_few_samples() -> None:
-    meter = BandwidthMeter()
-    meter.begin(0.0, Traffic())
+    sampler = Sampler(0.0, Traffic())
     for step in range(1, 20 * MAX_SAMPLES):
-        meter.sample(step * 0.02, Traffic(0, step * 10**5, step * 10**5))
-        assert len(meter._samples) <= MAX_SAMPLES
-    meter.end(20 * MAX_SAMPLES * 0.02, Traffic(0, 20 * MAX_SAMPLES * 10**5, 20 * MAX_SAMPLES * 10**5))
-    assert meter.estimate_bytes_per_s == pytest.approx(5 * MB, rel=0.01)
+        sampler.sample(step * 0.02, Traffic(0, step * 10**5, step * 10**5))
+        assert len(sampler._samples) <= MAX_SAMPLES
+    end = 20 * MAX_SAMPLES
+    assert sampler.rate(end * 0.02, Traffic(0, end * 10**5, end * 10**5)) == pytest.approx(5 * MB, rel=0.01)
 
 
 def test_a_join_claims_what_was_measured_up_to_what_the_user_allows() -> None:

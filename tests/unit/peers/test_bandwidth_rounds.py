@@ -102,7 +102,7 @@ def test_a_liar_attracts_hardly_more_than_its_link_deserves(speeds: list[int]) -
             assert swarm.shares() == [0.25] * 4  # nobody has seen anybody yet
             await swarm.rounds(4)
             a_bit_faster = [int(HEADROOM * speeds[0] / ALIKE), *speeds[1:]]
-            assert swarm.shares()[0] <= float(reducer_shares(a_bit_faster)[0]) + 0.05
+            assert swarm.shares()[0] <= float(reducer_shares(a_bit_faster)[0]) + 0.08
 
     run_simulated(main())
 

@@ -9,9 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.bandwidth import ALIKE, HEADROOM, assigned_reducers, believed_bandwidths, proven_by, reducer_bandwidths
+from protocols.bandwidth import (
+    ALIKE,
+    FREE_EPOCHS,
+    HEADROOM,
+    assigned_reducers,
+    believed_bandwidths,
+    proven_by,
+    reducer_bandwidths,
+    stream_rates,
+)
 from protocols.errors import RoundError
-from protocols.messages import Proven, SealedJoin
+from protocols.ids import Epoch
+from protocols.messages import Plan, Proven, Report, SealedJoin
+from protocols.settlement import settle
 from tests.helpers.round_values import join_of, peer, plan_of
 
 A, B, C, D = (peer(number) for number in range(4))
@@ -121,3 +132,24 @@ def test_a_reducer_of_little_saw_little() -> None:
 def test_absent_members_prove_nothing() -> None:
     plan = replace(plan_of([1.0, 1.0, 1.0], num_blocks=6), absent=frozenset({1}), reduce=plan_of([1.0, 1.0, 1.0], [1, 0, 1]).reduce)
     assert set(proven_by(plan, 0, 600, 1.0, {1: 0.5})) == {plan.members[2].peer}
+
+
+def test_nobody_elses_word_slows_a_members_streams_down() -> None:
+    lied_about = with_proven(join_of(A, bandwidth=12_500_000), b=12_000_000, c=12_000_000)
+    liar = with_proven(join_of(B, bandwidth=12_500_000), a=1000, c=1000)
+    other = with_proven(join_of(C, bandwidth=12_500_000), a=12_000_000, b=12_000_000)
+    for joins in ((lied_about, liar, other), (lied_about, liar, other, with_proven(join_of(D, bandwidth=12_500_000), a=1))):
+        plan = replace(plan_of([1.0] * len(joins), num_blocks=12), members=joins, epoch=Epoch(1))
+        rates = [rate for me in range(len(joins)) for rate in stream_rates(plan, me).values()]
+        assert min(rates) > 3_000_000
+    assert stream_rates(replace(plan, epoch=Epoch(FREE_EPOCHS)), 0) == {}
+
+
+def test_who_reduces_a_repair_is_believed_no_more_than_in_a_plan() -> None:
+    honest = [with_proven(join_of(other, bandwidth=100), a=50) for other in (B, C, D)]
+    plan = replace(plan_of([1.0] * 4, num_blocks=30), members=(join_of(A, bandwidth=10**12), *honest))
+    reports = {i: Report(plan.digest, (b"",) * 30) for i in (0, 1, 2)}
+    repair = settle(plan, plan.digest, reports, 0.0)
+    assert isinstance(repair, Plan)
+    counts = Counter(task.member for task in repair.reduce)
+    assert counts == {0: 10, 1: 10, 2: 10}
