@@ -59,8 +59,9 @@ async def average_by_plan(
                     log.info("epoch %d: attempt %d repairs %d blocks", plan.epoch, plan.attempt, len(plan.reduce) + len(plan.fetch))
     except BaseException:
         rounds.results.pop(first_digest, None)
-        rounds.exchanged(digests)
-        rounds.exchanged(())
+        for digest in digests:
+            if exchange := rounds.exchanges.peek(digest):
+                exchange.forget()  # it stays, to tell whoever asks that we have left
         raise
 
 
