@@ -129,6 +129,10 @@ class Rounds:
         newest = self.commits[max(held)] if held else None
         return newest if newest and newest.first_plan_digest in self.results else None
 
+    def commit_of(self, first_plan_digest: bytes) -> Commit | None:
+        """What was agreed in the round of this plan, if we remember."""
+        return next((commit for commit in self.commits.values() if commit.first_plan_digest == first_plan_digest), None)
+
     def check_turn(self, sender: PeerId, round_id: RoundId) -> None:
         """Whether a member may wait here for this round.
 

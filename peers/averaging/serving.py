@@ -10,7 +10,7 @@ from peers.averaging.fetching import serve_blocks
 from peers.averaging.liveness import ALIVE, beat_until, next_frame
 from peers.averaging.plans import JOIN, open_join
 from peers.averaging.rounds import Rounds
-from peers.averaging.settling import SETTLE, Settling, verdict_bytes
+from peers.averaging.settling import SETTLE, VERDICT, Settling, verdict_bytes
 from peers.averaging.standing_in import StandIns
 from peers.interfaces import CallHandler, Handlers, Stream, StreamHandler
 from protocols.errors import RemoteProtocolError, RemoteRefusal, RemoteTimeout
@@ -34,7 +34,7 @@ class RoundServer:
         self._rounds = rounds
         self._stand_ins = stand_ins
         self._blame = blame
-        calls: dict[str, CallHandler] = {"closing": self._on_closing, ALIVE: self._on_alive}
+        calls: dict[str, CallHandler] = {"closing": self._on_closing, ALIVE: self._on_alive, VERDICT: self._on_verdict}
         streams: dict[str, StreamHandler] = {
             JOIN: self._on_join,
             "exchange": self._on_exchange,
@@ -100,14 +100,18 @@ class RoundServer:
         digest = await self._plan_digest(stream)
         settling: Settling | None = self._rounds.settlings.peek(digest)
         if settling is None:
-            for commit in self._rounds.commits.values():
-                if commit.first_plan_digest == digest:
-                    await stream.send(verdict_bytes(commit))
-                    return
+            if commit := self._rounds.commit_of(digest):
+                await stream.send(verdict_bytes(commit))
+                return
             settling = await self._rounds.settlings.get(digest, self._context.rules.stall_timeout_s)
         if settling is None:
             raise RemoteRefusal(stream.peer, "unknown-plan", "this member knows nothing of that plan")
         await settling.serve(stream)
+
+    async def _on_verdict(self, sender: PeerId, request: bytes) -> bytes:
+        """The commit of a round, by its first plan, or nothing: not decided, as far as we know."""
+        commit = self._rounds.commit_of(parse(pb.ExchangeHeader, request, sender).plan_digest)
+        return verdict_bytes(commit) if commit else b""
 
     async def _plan_digest(self, stream: Stream) -> bytes:
         return parse(pb.ExchangeHeader, await self._first_message(stream), stream.peer).plan_digest

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 SETTLE = "settle"
 """Name of the stream."""
 
+VERDICT = "verdict"
+"""Name of the call that asks whether a round is decided."""
+
 Verdict = Commit | Plan | GiveUp
 
 
@@ -62,6 +65,7 @@ class Settling:
         self._reports: dict[int, Report] = {}
         self._in_touch: set[int] = set()
         self._gone: set[int] = set()
+        self._heard: Commit | None = None
         self._changed = asyncio.Event()
         self._verdict: asyncio.Future[Verdict | None] = asyncio.get_running_loop().create_future()
 
@@ -105,9 +109,11 @@ class Settling:
         everyone = set(range(len(self._plan.members))) - self._plan.absent - {me}
         async with alongside(self._give_up_strangers(everyone)):
             await self._own_ready.wait()
-            while everyone - self._reports.keys() - self._gone:
+            while self._heard is None and everyone - self._reports.keys() - self._gone:
                 self._changed.clear()
                 await self._changed.wait()
+        if self._heard:
+            return self._heard
         if late := sorted(everyone - self._reports.keys()):
             log.info("epoch %d: no report from %s", self._plan.epoch, ", ".join(self._plan.members[i].peer.short for i in late))
         if self._own:
@@ -122,16 +128,39 @@ class Settling:
     async def _give_up_strangers(self, everyone: set[int]) -> None:
         """Whoever has not even turned to us: gone at once if its process has ended, and when it has had time enough in any case."""
         rules = self._context.rules
-        await asyncio.sleep(rules.heartbeat_s)
         async with asyncio.TaskGroup() as asking:
+            if self._gone:  # we lead because somebody before us is lost, who may have told some of them
+                for member in everyone - self._gone:
+                    asking.create_task(self._hear_verdict(member))
+            await asyncio.sleep(rules.heartbeat_s)
             for stranger in everyone - self._in_touch:
                 asking.create_task(self._learn_its_end(stranger))
             await asyncio.sleep(rules.stall_timeout_s - rules.heartbeat_s)
             self._lose(everyone - self._in_touch)
 
     async def _learn_its_end(self, stranger: int) -> None:
-        if await has_ended(self._context, self._plan.members[stranger].peer) and stranger not in self._in_touch:
+        if not await has_ended(self._context, self._plan.members[stranger].peer):
+            await self._hear_verdict(stranger)
+        elif stranger not in self._in_touch:
             self._lose({stranger})
+
+    async def _hear_verdict(self, member: int) -> None:
+        """Whoever has the verdict already turns to nobody any more. It counts if it is about the blocks that we hold."""
+        peer = self._plan.members[member].peer
+        endpoint = self._context.directory.endpoint(peer)
+        if endpoint is None:
+            return
+        await self._own_ready.wait()
+        request = pb.ExchangeHeader(plan_digest=self._first_plan_digest).SerializeToString()
+        try:
+            reply = await self._context.transport.call(endpoint, VERDICT, request, timeout_s=self._context.rules.stall_timeout_s)
+            if reply:
+                verdict = self._checked(parse(pb.Verdict, reply, peer), peer)
+                if isinstance(verdict, Commit) and self._own and verdict.block_hashes == self._own.block_hashes:
+                    self._heard = verdict
+                    self._changed.set()
+        except RemoteError as error:
+            log.info("no verdict: %s", error)
 
     def _lose(self, members: set[int]) -> None:
         self._gone |= members

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count
 
 import pytest
 import torch
 
+from peers.averaging import settling
 from peers.averaging.gathering import LeftOut
 from peers.simulation import run_simulated
 from peers.transport.simulated import LinkSpec
 from protocols.codecs import codec_named
-from protocols.ids import Epoch
-from tests.helpers.averaging_swarm import SimulatedSwarm, averaged, rules, same_bytes
+from protocols.ids import Epoch, RoundId
+from protocols.messages import Commit, Plan
+from protocols.rendezvous import rendezvous_order
+from tests.helpers.averaging_swarm import RUN, SimulatedSwarm, averaged, rules, same_bytes
 
 SIZE_ELEMS = 1000
 
@@ -126,6 +130,34 @@ def test_a_crash_at_any_moment_leaves_the_survivors_with_the_same_bytes(victim: 
             assert same_bytes(done)
             assert done[0].weight >= 3
             assert asyncio.get_running_loop().time() < moment_s + 1.0  # its connections break, or nobody listens where it was
+
+    run_simulated(main(), seed=3)
+
+
+@pytest.mark.parametrize("told", range(5))
+def test_a_leader_that_crashes_while_it_tells_the_verdict_costs_no_stall(told: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some have heard it, and turn to nobody any more; the others must learn it from them."""
+    tell, verdicts = settling.verdict_bytes, count()
+
+    async def main() -> None:
+        async with SimulatedSwarm(6, link=LinkSpec(latency_s=0.02, bandwidth_bytes_per_s=2e5)) as swarm:
+            peers = [member.peer for member in swarm.members]
+            leader = peers.index(rendezvous_order(RoundId(RUN, Epoch(0)), peers)[0])
+
+            def tell_and_crash(verdict: Commit | Plan) -> bytes:
+                if next(verdicts) == told:
+                    swarm.network.crash(peers[leader])
+                return tell(verdict)
+
+            monkeypatch.setattr(settling, "verdict_bytes", tell_and_crash)
+            survivors = [number for number in range(6) if number != leader]
+            doomed = asyncio.ensure_future(swarm.round(SIZE_ELEMS, who=[leader]))
+            outcomes = await swarm.round(SIZE_ELEMS, who=survivors)
+            doomed.cancel()
+            assert next(verdicts) > told
+            assert len(averaged(outcomes)) == 5, outcomes
+            assert same_bytes(averaged(outcomes))
+            assert asyncio.get_running_loop().time() < 1.5  # an undisturbed round takes 0.3 s, and asking again a heartbeat
 
     run_simulated(main(), seed=3)
 
