@@ -143,13 +143,15 @@ def stream_rates(plan: Plan, me: int) -> dict[int, int]:
         Rate by index of the receiver; it is absent where there is no limit.
     """
     links = _timed_links(plan)
+    if not links[me]:
+        return {}
     times = _times(plan, links)
     blocks = Counter(task.member for task in plan.reduce)
     sends = plan.members[me].join.weight > 0
     rates = {}
     for other, link in enumerate(links):
         moved = (blocks[other] if sends else 0) + blocks[me]
-        if other != me and moved and links[me] and link and min(links[me], link) < FREE_BYTES_PER_S:
+        if other != me and moved and link and min(links[me], link) < FREE_BYTES_PER_S:
             rates[other] = int(FILLED * moved / max(times[me], times[other]))
     return {other: rate for other, rate in rates.items() if rate}
 
@@ -157,13 +159,15 @@ def stream_rates(plan: Plan, me: int) -> dict[int, int]:
 def fills_its_link(plan: Plan, me: int) -> bool:
     """Whether a member's link is timed and to be full until the exchange ends, as no other link takes longer."""
     links = _timed_links(plan)
+    if not 0 < links[me] < FREE_BYTES_PER_S:
+        return False
     times = _times(plan, links)
-    return 0 < links[me] < FREE_BYTES_PER_S and times[me] >= ALMOST * max(times)
+    return times[me] >= ALMOST * max(times)
 
 
 def _timed_links(plan: Plan) -> list[int]:
     """What each member's link carries, bytes per second; 0 where nobody has seen it, and of everybody where nothing is timed."""
-    if plan.attempt or plan.epoch % FREE_EPOCHS == 0:
+    if plan.attempt or plan.epoch % FREE_EPOCHS == 0 or not any(member.join.proven for member in plan.members):
         return [0] * len(plan.members)
     seen = _seen(plan.members)
     return [max(member.join.bandwidth_bytes_per_s, _middle(seen[i])) if seen[i] else 0 for i, member in enumerate(plan.members)]
