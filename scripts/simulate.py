@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,9 +24,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from peers.simulation import run_simulated
+from protocols.frames import MAX_MEMBERS
+from protocols.messages import MAX_BLOCKS
 from scripts.simulation.figures import Figures
 from scripts.simulation.scenario import Scenario
 from scripts.simulation.swarm import SimulatedSwarm
+
+MOST = 1e6
+"""Milliseconds, or Mbit/s."""
+MOST_PEERS = 100_000
+MOST_KIB = 2**20
 
 
 @contextmanager
@@ -89,13 +97,20 @@ def show(found: dict[str, Any], console: Console) -> None:
     console.print(shown)
 
 
-def _range(text: str) -> tuple[float, float]:
-    """Read "20-200" or "50"."""
-    low, _, high = text.partition("-")
-    found = float(low), float(high or low)
-    if not 0 < found[0] <= found[1]:
-        raise argparse.ArgumentTypeError(f"{text} is no range of positive numbers such as 20-200")
-    return found
+def positive_range(text: str) -> tuple[float, float]:
+    """Read "20-200" or "50".
+
+    Raises:
+        argparse.ArgumentTypeError: it is no such range, or beyond all measure.
+    """
+    found = re.fullmatch(r"([0-9.]+)(?:-([0-9.]+))?", text)
+    try:
+        low, high = (float(found[1]), float(found[2] or found[1])) if found else (0.0, 0.0)
+    except ValueError:
+        low, high = 0.0, 0.0
+    if not 1e-3 <= low <= high <= MOST:
+        raise argparse.ArgumentTypeError(f"'{text}' is no range of positive numbers such as 20-200")
+    return low, high
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -107,8 +122,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20, help="averaging rounds, made up to whole epochs")
     parser.add_argument("--crash-rate", type=float, default=0.01, help="probability that a member dies in a round")
     parser.add_argument("--loss", type=float, default=0.01, help="probability that a message has to be sent again")
-    parser.add_argument("--rtt-ms", type=_range, default=(20.0, 200.0), help="round-trip times of members, ms: least-largest")
-    parser.add_argument("--mbit", type=_range, default=(10.0, 1000.0), help="speeds of members' links, Mbit/s: least-largest")
+    parser.add_argument("--rtt-ms", type=positive_range, default=(20.0, 200.0), help="round-trip times of members, ms: least-largest")
+    parser.add_argument("--mbit", type=positive_range, default=(10.0, 1000.0), help="speeds of members' links, Mbit/s: least-largest")
     parser.add_argument("--clients", type=float, default=0.0, help="share of members that nobody can dial")
     parser.add_argument("--max-group", type=int, default=16, help="most members of a group")
     parser.add_argument("--kib", type=int, default=64, help="size of everybody's fp32 vector, KiB")
@@ -116,22 +131,34 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=7, help="of everything random")
     parser.add_argument("--json", action="store_true", help="end standard output with one JSON object on a line")
     options = parser.parse_args(arguments)
-    if options.peers < 1 or options.rounds < 1 or options.kib < 1 or options.blocks < 1 or options.max_group < 2:
-        parser.error("--peers, --rounds, --kib and --blocks need at least 1, --max-group at least 2.")
+    if min(options.peers, options.rounds, options.kib, options.blocks) < 1 or options.seed < 0:
+        parser.error("--peers, --rounds, --kib and --blocks need at least 1, --seed at least 0.")
+    if not 2 <= options.max_group <= MAX_MEMBERS:
+        parser.error(f"--max-group needs 2 to {MAX_MEMBERS} members.")
+    if options.peers > MOST_PEERS or options.kib > MOST_KIB or options.blocks > MAX_BLOCKS:
+        parser.error(f"at most {MOST_PEERS} --peers, {MOST_KIB} --kib and {MAX_BLOCKS} --blocks: more does not fit into memory.")
     if not all(0 <= share < 1 for share in (options.crash_rate, options.loss, options.clients)):
         parser.error("--crash-rate, --loss and --clients are probabilities below 1.")
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Simulate, show, and say in JSON; see `--help`."""
+    """Simulate, show, and say in JSON; see `--help`.
+
+    Returns:
+        Process exit code: 0, 2 wrong arguments, 130 interrupted.
+    """
     options = parse_arguments(arguments)
     scenario = Scenario(
         options.peers, options.rounds, options.crash_rate, options.loss, options.rtt_ms, options.mbit, options.clients, options.max_group,
         options.kib * 256, options.blocks, options.seed,
     )  # fmt: skip
     console = Console(stderr=True)
-    found = simulate(scenario, console)
+    try:
+        found = simulate(scenario, console)
+    except KeyboardInterrupt:
+        console.print("simulation: interrupted")
+        return 130
     show(found, console)
     if options.json:
         print(json.dumps(found))

@@ -48,6 +48,7 @@ from scripts.bench.worker import EXPECTED_FILE
 
 OURS = "ours"
 OTHERS = ("hivemind", "gloo")
+MOST_TIMEOUT_S = 3600.0
 ELEMS_PER_MIB = 2**20 // 4
 SEED = 20
 
@@ -129,15 +130,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mib", type=int, default=64, help="size of every peer's fp32 vector, MiB")
     parser.add_argument("--codec", choices=CODEC_NAMES, default="fp32", help="how vectors travel (gloo: always fp32)")
     parser.add_argument("--against", default=",".join(OTHERS), help="comma-separated: hivemind, gloo; empty for none")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each system")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of each system")
     parser.add_argument("--timeout-s", type=float, default=60.0, help="deadline of one round, seconds")
     parser.add_argument("--json", action="store_true", help="end standard output with one JSON object on a line")
     options = parser.parse_args(arguments)
     options.against = [name for name in options.against.split(",") if name]
     if unknown := [name for name in options.against if name not in OTHERS]:
         parser.error(f"--against {','.join(unknown)} is unknown; choose from {', '.join(OTHERS)}.")
-    if options.peers < 2 or options.mib < 1 or options.rounds < 1:
-        parser.error("--peers needs at least 2, --mib and --rounds at least 1.")
+    if options.peers < 2 or options.mib < 1 or options.rounds < 1 or not 1 <= options.timeout_s <= MOST_TIMEOUT_S:
+        parser.error(f"--peers needs at least 2, --mib and --rounds at least 1, --timeout-s 1 to {MOST_TIMEOUT_S:.0f}.")
     return options
 
 

@@ -217,6 +217,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.codecs = [name for name in options.codecs.split(",") if name]
     if unknown := [name for name in options.codecs if name not in CODEC_NAMES]:
         parser.error(f"--codecs {','.join(unknown)} is unknown; choose from {', '.join(CODEC_NAMES)}.")
+    if not options.codecs:
+        parser.error(f"--codecs names none; choose from {', '.join(CODEC_NAMES)}.")
     if min(options.mib, options.rounds, options.block_elems) < 1 or options.block_elems > options.mib * 2**18:
         parser.error("--mib, --rounds and --block-elems need at least 1, and a block has to fit into the input.")
     return options

@@ -86,7 +86,10 @@ def table(figures: Figures, warm_up: int, bound: float, title: str) -> Table:
 
 
 def _speeds(text: str) -> list[float]:
-    speeds = [float(word) for word in text.split(",")]
+    try:
+        speeds = [float(word) for word in text.split(",")]
+    except ValueError:
+        speeds = []
     if len(speeds) < 2 or not all(0.1 <= speed <= 10_000 for speed in speeds):
         raise argparse.ArgumentTypeError("at least two speeds between 0.1 and 10000 Mbit/s, separated by commas")
     return speeds

@@ -176,6 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, show, and say in JSON; see `--help`."""
     options = parse_arguments(arguments)
     console = Console(stderr=True, width=WIDTH)
+    if options.svg and not options.svg.absolute().parent.is_dir():
+        console.print(f"--svg {options.svg}: there is no folder {options.svg.absolute().parent}", markup=False)
+        return 2
     began_s = time.perf_counter()
     rows, gaps = table_rows(options.seeds), gap_rows(options.seeds)
     show(rows, gaps, console)

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from scripts import simulate
+from scripts.simulate import parse_arguments
 from scripts.simulation.figures import EpochFigures, Figures, Trace
 from scripts.simulation.scenario import Scenario
 
@@ -145,3 +146,26 @@ def test_nonsense_on_the_command_line_is_refused(arguments: list[str], capsys: p
 
 def test_ranges_may_be_one_number() -> None:
     assert simulate.parse_arguments(["--rtt-ms", "50"]).rtt_ms == (50.0, 50.0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--seed", "-5"],
+        ["--kib", "999999999999"],
+        ["--rtt-ms", "inf"],
+        ["--mbit", "1e400"],
+        ["--rtt-ms", "a-b"],
+        ["--rtt-ms", "20-"],
+        ["--rtt-ms", "200-20"],
+        ["--max-group", "100"],
+        ["--peers", "0"],
+        ["--loss", "nan"],
+    ],
+    ids=" ".join,
+)
+def test_nonsense_is_refused_with_a_sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(arguments)
+    assert ended.value.code == 2
+    assert "error: " in capsys.readouterr().err
