@@ -61,6 +61,7 @@ class Settling:
         self._own_ready = asyncio.Event()
         self._reports: dict[int, Report] = {}
         self._in_touch: set[int] = set()
+        self._streams: set[int] = set()
         self._gone: set[int] = set()
         self._changed = asyncio.Event()
         self._verdict: asyncio.Future[Verdict | None] = asyncio.get_running_loop().create_future()
@@ -171,15 +172,18 @@ class Settling:
         """Take a member's report and answer with the verdict when it is known. A report counts only while its member waits for that.
 
         Raises:
-            RemoteRefusal: it is not in this plan, or the round is given up.
-            RemoteProtocolError: its report does not fit the plan.
+            RemoteRefusal: it is not in this plan, its stream has broken before, or the round is given up.
+            RemoteProtocolError: its report does not fit the plan, or it has another stream open.
         """
         index = self._plan.index_of(stream.peer)
         if index is None or index in self._plan.absent:
             raise RemoteRefusal(stream.peer, "not-in-plan", "you are not in this plan")
-        if index in self._in_touch:
+        if index in self._streams:
             raise RemoteProtocolError(stream.peer, "it opened a second stream for one settlement")
+        if index in self._in_touch:  # nobody's fault, but we may have decided without it by now
+            raise RemoteRefusal(stream.peer, "broken-off", "your stream of this settlement has ended")
         self._in_touch.add(index)
+        self._streams.add(index)
         self._gone.discard(index)
         try:
             with plain_remote_errors():
@@ -189,6 +193,8 @@ class Settling:
             self._reports.pop(index, None)  # it may report elsewhere now, or average with others
             self._lose({index})
             raise
+        finally:
+            self._streams.discard(index)
         if verdict is None:
             raise RemoteRefusal(stream.peer, ABANDONED, "this member has stopped averaging")
         if isinstance(verdict, GiveUp):
