@@ -3,13 +3,20 @@
 From the beginning of an exchange every member keeps a stream to whoever will decide, and both show on it that they are alive. So a
 leader never waits for a member that is gone, nor a member for a leader that is, longer than it takes to notice: at once when a
 connection breaks, `stall_timeout_s` when a link swallows everything.
+
+Nor does anybody wait for ever for one that shows nothing but life (`patience.py`). A leader whose exchange is over waits once as long as
+an honest member may still need for its own, and longer for those in touch without whom it could only give up. A member that has reported
+waits twice as long, and a stall: the leader's exchange may end so much later, and then the leader may have others to wait for. So an
+honest leader decides before anybody turns away from it. Those who have been kept waiting by a leader turn to the next one each in its own
+time, and that one waits for them as for those who are not through.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Set
+from collections.abc import Callable, Set
+from contextlib import suppress
 
 from peers.averaging.context import Blame, MemberContext
 from peers.averaging.liveness import alongside, beat_forever, beat_until, has_ended, next_real_frame, plain_remote_errors
@@ -17,7 +24,7 @@ from peers.averaging.reducing import ABANDONED
 from peers.averaging.result import RoundResult
 from peers.interfaces import Stream
 from protocols.butterfly import accepted_weight
-from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal
+from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.ids import PeerId
 from protocols.messages import Commit, Plan, Report, parse, plan_from_message, require
 from protocols.proto.swarm.v1 import control_pb2 as pb
@@ -59,6 +66,8 @@ class Settling:
         self._own: Report | None = None
         self._own_weight = 0.0
         self._own_ready = asyncio.Event()
+        self._patience_s = self._longest_s = 0.0
+        self._outwaited = False
         self._reports: dict[int, Report] = {}
         self._in_touch: set[int] = set()
         self._streams: set[int] = set()
@@ -79,16 +88,19 @@ class Settling:
         if not self._verdict.done():
             self._verdict.set_result(None)
 
-    def report(self, result: RoundResult, ended: Set[int]) -> None:
+    def report(self, result: RoundResult, ended: Set[int], patience_s: float, longest_s: float) -> None:
         """The exchange is over.
 
         Args:
             result: what we hold.
             ended: members that have surely ended; nobody waits until they turn to us.
+            patience_s: how long others may still need for theirs, as far as we can tell.
+            longest_s: how long they may at most.
         """
         self._own = Report(self._digest, tuple(result.hashes))
         self._gone |= ended - self._in_touch
         self._own_weight = accepted_weight(self._plan, result.masks)
+        self._patience_s, self._longest_s = patience_s, longest_s
         self._own_ready.set()
 
     async def _settle(self) -> Verdict:
@@ -102,13 +114,19 @@ class Settling:
         return GiveUp("every member before us is silent and we are not in the plan")
 
     async def _lead(self, me: int) -> Verdict:
-        """Collect reports until everyone who is still there has reported, then decide."""
+        """Collect reports until everyone who is still there has reported, or has had time enough, then decide."""
         everyone = set(range(len(self._plan.members))) - self._plan.absent - {me}
+
+        def some_are_missing() -> bool:
+            return bool(everyone - self._reports.keys() - self._gone)
+
+        def too_few_without() -> bool:
+            return bool(self._streams - self._reports.keys()) and 2 * (len(self._reports) + 1) <= self._plan.electorate
+
         async with alongside(self._give_up_strangers(everyone)):
             await self._own_ready.wait()
-            while everyone - self._reports.keys() - self._gone:
-                self._changed.clear()
-                await self._changed.wait()
+            await self._wait_while(some_are_missing, self._patience_s)
+            await self._wait_while(too_few_without, self._longest_s - self._patience_s)
         if late := sorted(everyone - self._reports.keys()):
             log.info("epoch %d: no report from %s", self._plan.epoch, ", ".join(self._plan.members[i].peer.short for i in late))
         if self._own:
@@ -120,15 +138,26 @@ class Settling:
                     self._blame(self._plan.members[index].peer, "it kept reporting other blocks than everybody else")
         return verdict
 
+    async def _wait_while(self, condition: Callable[[], bool], longest_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest_s):
+                while condition():
+                    self._changed.clear()
+                    await self._changed.wait()
+
     async def _give_up_strangers(self, everyone: set[int]) -> None:
-        """Whoever has not even turned to us: gone at once if its process has ended, and when it has had time enough in any case."""
+        """Whoever has not even turned to us: gone at once if its process has ended, and when it has had time enough in any case.
+
+        Those whom a leader before us still keeps waiting, as it did us, get as much as everybody else.
+        """
         rules = self._context.rules
         await asyncio.sleep(rules.heartbeat_s)
         async with asyncio.TaskGroup() as asking:
             for stranger in everyone - self._in_touch:
                 asking.create_task(self._learn_its_end(stranger))
             await asyncio.sleep(rules.stall_timeout_s - rules.heartbeat_s)
-            self._lose(everyone - self._in_touch)
+            if not self._outwaited:
+                self._lose(everyone - self._in_touch)
 
     async def _learn_its_end(self, stranger: int) -> None:
         if await has_ended(self._context, self._plan.members[stranger].peer) and stranger not in self._in_touch:
@@ -162,9 +191,15 @@ class Settling:
     async def _beat_then_report(self, stream: Stream) -> None:
         heartbeat_s = self._context.rules.heartbeat_s
         await beat_until(stream, heartbeat_s, self._own_ready.wait)
-        if self._own:
-            await stream.send(self._own.encode())
-        await beat_forever(stream, heartbeat_s)
+        patience_s = 2 * self._patience_s + self._context.rules.stall_timeout_s
+        try:
+            async with asyncio.timeout(patience_s):
+                if self._own:
+                    await stream.send(self._own.encode())
+                await beat_forever(stream, heartbeat_s)
+        except TimeoutError as error:
+            self._outwaited = True
+            raise RemoteTimeout(stream.peer, f"no verdict {patience_s:.1f} s after our report") from error
 
     # What we serve to those who take us for the leader
 

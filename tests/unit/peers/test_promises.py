@@ -83,7 +83,7 @@ def test_a_report_counts_only_while_its_member_waits_for_the_verdict(breaks_off_
             result = RoundResult(Blocks(PLAN.size_elems, PLAN.block_elems), codec_named("fp32"), context.memory)
             result.hashes[:] = HASHES
             result.masks.update(dict.fromkeys(range(len(HASHES)), 0b111))  # type: ignore[arg-type]
-            settling.report(result, set())
+            settling.report(result, set(), patience_s=60.0, longest_s=60.0)
             assert isinstance(await settling.run(), verdict)
 
     run_simulated(main(), seed=1)
