@@ -14,7 +14,8 @@ from peers.averaging.fetching import fetch_blocks
 from peers.averaging.patience import Patience
 from peers.averaging.result import RoundResult
 from peers.averaging.rounds import Rounds
-from peers.averaging.settling import Settling, Verdict
+from peers.averaging.settling import Settling
+from peers.averaging.verdicts import Verdict
 from protocols.butterfly import accepted_weight
 from protocols.errors import RoundError
 from protocols.messages import BlockTask, Commit, Plan

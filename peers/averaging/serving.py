@@ -10,8 +10,9 @@ from peers.averaging.fetching import serve_blocks
 from peers.averaging.liveness import ALIVE, beat_until, next_frame
 from peers.averaging.plans import JOIN, open_join
 from peers.averaging.rounds import Rounds
-from peers.averaging.settling import SETTLE, Settling, verdict_bytes
+from peers.averaging.settling import SETTLE, Settling
 from peers.averaging.standing_in import StandIns
+from peers.averaging.verdicts import verdict_bytes
 from peers.interfaces import CallHandler, Handlers, Stream, StreamHandler
 from protocols.errors import RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.ids import PeerId, RoundId

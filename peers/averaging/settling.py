@@ -22,28 +22,18 @@ from peers.averaging.context import Blame, MemberContext
 from peers.averaging.liveness import alongside, beat_forever, beat_until, has_ended, next_real_frame, plain_remote_errors
 from peers.averaging.reducing import ABANDONED
 from peers.averaging.result import RoundResult
+from peers.averaging.verdicts import Verdict, read_verdict, verdict_bytes
 from peers.interfaces import Stream
 from protocols.butterfly import accepted_weight
 from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RemoteTimeout
-from protocols.ids import PeerId
-from protocols.messages import Commit, Plan, Report, parse, plan_from_message, require
+from protocols.messages import Commit, Plan, Report, require
 from protocols.proto.swarm.v1 import control_pb2 as pb
-from protocols.settlement import MAX_ATTEMPTS, GiveUp, report_fits, settle, settlement_order
+from protocols.settlement import GiveUp, report_fits, settle, settlement_order
 
 log = logging.getLogger(__name__)
 
 SETTLE = "settle"
 """Name of the stream."""
-
-Verdict = Commit | Plan | GiveUp
-
-
-def verdict_bytes(verdict: Commit | Plan) -> bytes:
-    """Wire form of a verdict."""
-    message = pb.Verdict(commit=verdict.to_message()) if isinstance(verdict, Commit) else pb.Verdict()
-    if isinstance(verdict, Plan):
-        message.repair.ParseFromString(verdict.encode())
-    return message.SerializeToString()
 
 
 class Settling:
@@ -179,7 +169,7 @@ class Settling:
                     await stream.send(pb.ExchangeHeader(plan_digest=self._digest).SerializeToString())
                     async with alongside(self._beat_then_report(stream)):
                         message = await next_real_frame(stream, self._context.rules.stall_timeout_s)
-                        return self._checked(parse(pb.Verdict, bytes(message), peer), peer)
+                        return read_verdict(bytes(message), self._plan, self._first_plan_digest, self._context.me, peer)
         except RemoteError as error:
             log.info("no verdict: %s", error)
             if isinstance(error, RemoteProtocolError):
@@ -242,25 +232,3 @@ class Settling:
         require(report_fits(self._plan, report), stream.peer, "a report that does not fit its plan")
         self._reports[index] = report
         self._changed.set()
-
-    def _checked(self, message: pb.Verdict, leader: PeerId) -> Verdict:
-        """A repair must be about the same members and vector, one attempt further, and still count us in."""
-        if message.HasField("commit"):
-            commit = Commit.from_message(message.commit, leader)
-            require(commit.first_plan_digest == self._first_plan_digest, leader, "a commit of another round")
-            return commit
-        require(message.HasField("repair"), leader, "an empty verdict")
-        same_members = tuple(message.repair.sealed_joins) == tuple(member.sealed for member in self._plan.members)
-        require(same_members, leader, "a repair with other members")
-        repair = plan_from_message(message.repair, self._plan.members, leader)
-        same = _subject(repair) == _subject(self._plan)
-        in_turn = repair.attempt == self._plan.attempt + 1 and repair.attempt <= MAX_ATTEMPTS
-        require(same and in_turn and repair.absent >= self._plan.absent, leader, "a repair of another vector or out of turn")
-        if self._me in repair.absent:
-            return GiveUp("the others went on without us")
-        return repair
-
-
-def _subject(plan: Plan) -> tuple[int | str, ...]:
-    """What no repair may change."""
-    return plan.epoch, plan.round_index, plan.size_elems, plan.block_elems, plan.codec, plan.counted, plan.number

@@ -10,7 +10,8 @@ from dataclasses import replace
 from peers.averaging.context import MemberContext
 from peers.averaging.liveness import ALIVE, next_frame
 from peers.averaging.result import RoundResult
-from peers.averaging.settling import SETTLE, Settling, Verdict
+from peers.averaging.settling import SETTLE, Settling
+from peers.averaging.verdicts import Verdict
 from peers.interfaces import Endpoint, Handlers, Stream
 from peers.testing import FixedDirectory, KeyNotary, make_key
 from peers.transport.simulated import LinkSpec, SimulatedNetwork, SimulatedTransport

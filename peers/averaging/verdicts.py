@@ -1,0 +1,46 @@
+"""What a settlement ends with, as bytes, and what a member believes of it."""
+
+from __future__ import annotations
+
+from protocols.ids import PeerId
+from protocols.messages import Commit, Plan, parse, plan_from_message, require
+from protocols.proto.swarm.v1 import control_pb2 as pb
+from protocols.settlement import MAX_ATTEMPTS, GiveUp
+
+Verdict = Commit | Plan | GiveUp
+
+
+def verdict_bytes(verdict: Commit | Plan) -> bytes:
+    """Wire form of a verdict."""
+    message = pb.Verdict(commit=verdict.to_message()) if isinstance(verdict, Commit) else pb.Verdict()
+    if isinstance(verdict, Plan):
+        message.repair.ParseFromString(verdict.encode())
+    return message.SerializeToString()
+
+
+def read_verdict(data: bytes, plan: Plan, first_plan_digest: bytes, me: PeerId, leader: PeerId) -> Verdict:
+    """Read a leader's verdict on a plan: a repair must be about the same members and vector, one attempt further, and still count us in.
+
+    Raises:
+        RemoteProtocolError: it is none.
+    """
+    message = parse(pb.Verdict, data, leader)
+    if message.HasField("commit"):
+        commit = Commit.from_message(message.commit, leader)
+        require(commit.first_plan_digest == first_plan_digest, leader, "a commit of another round")
+        return commit
+    require(message.HasField("repair"), leader, "an empty verdict")
+    same_members = tuple(message.repair.sealed_joins) == tuple(member.sealed for member in plan.members)
+    require(same_members, leader, "a repair with other members")
+    repair = plan_from_message(message.repair, plan.members, leader)
+    in_turn = repair.attempt == plan.attempt + 1 and repair.attempt <= MAX_ATTEMPTS
+    same = _subject(repair) == _subject(plan)
+    require(same and in_turn and repair.absent >= plan.absent, leader, "a repair of another vector or out of turn")
+    if plan.index_of(me) in repair.absent:
+        return GiveUp("the others went on without us")
+    return repair
+
+
+def _subject(plan: Plan) -> tuple[int | str, ...]:
+    """What no repair may change."""
+    return plan.epoch, plan.round_index, plan.size_elems, plan.block_elems, plan.codec, plan.counted, plan.number
