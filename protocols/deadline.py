@@ -32,9 +32,14 @@ class AdaptiveDeadline:
         if len(self._seen_s) > self.window:
             self._seen_s.popleft()
 
+    @property
+    def known(self) -> bool:
+        """Whether enough was seen for the history to count."""
+        return len(self._seen_s) >= self.quorum
+
     def value_s(self) -> float:
         """Seconds to wait now."""
-        if len(self._seen_s) < self.quorum:
+        if not self.known:
             return self.ceiling_s
         middle = median(self._seen_s)
         spread = median(abs(duration - middle) for duration in self._seen_s)

@@ -16,6 +16,9 @@ import base58
 Epoch = NewType("Epoch", int)
 """Swarm-wide count of updates applied to the shared state; 0 before the first."""
 
+MAX_EPOCH = 2**40
+"""No swarm gets that far; whoever names a later one is wrong."""
+
 BlockIndex = NewType("BlockIndex", int)
 """Position of a block in the flat vector."""
 

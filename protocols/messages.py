@@ -16,13 +16,14 @@ from google.protobuf.message import DecodeError, Message
 
 from protocols.errors import RemoteProtocolError
 from protocols.frames import MAX_MEMBERS
-from protocols.ids import PUBLIC_KEY_BYTES, Attempt, BlockIndex, Epoch, PeerId
+from protocols.ids import MAX_EPOCH, PUBLIC_KEY_BYTES, Attempt, BlockIndex, Epoch, PeerId
 from protocols.proto.swarm.v1 import control_pb2 as pb
 
 MAX_BLOCKS = 2**16
 MAX_ROUNDS = 16
 """Rounds of one epoch: a grid of 16 axes holds any swarm."""
 
+MAX_FAILURES = 2**16
 MAX_ELEMS = 2**40
 MAX_WEIGHT = 1e9
 """Samples one member can claim for one epoch."""
@@ -122,6 +123,7 @@ class Join:
     def decode(cls, data: bytes, sender: PeerId) -> Join:
         """Read and check."""
         m = parse(pb.Join, data, sender)
+        require(m.epoch <= MAX_EPOCH, sender, f"an absurd epoch in its join: {m.epoch}")
         require(len(m.state_hash) == HASH_BYTES, sender, "a state hash in its join is not 32 bytes")
         most = MAX_CARRIED_WEIGHT if m.round_index else MAX_WEIGHT
         require(math.isfinite(m.weight) and 0 <= m.weight <= most, sender, f"an absurd weight in its join: {m.weight}")
@@ -151,6 +153,37 @@ class SealedJoin:
     peer: PeerId
     join: Join
     sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """A leader's call: this round begins, join me.
+
+    Args:
+        epoch, round_index: the round.
+        stand_in: join beside your own group, with what a member that is gone would have brought; never in round 0, where nobody can.
+        failures: how often a try of this round has failed under its sender; more than `MAX_FAILURES` are not counted.
+    """
+
+    epoch: Epoch
+    round_index: int = 0
+    stand_in: bool = False
+    failures: int = 0
+
+    def encode(self) -> bytes:
+        """Wire bytes."""
+        m = pb.Closing(epoch=self.epoch, round_index=self.round_index, stand_in=self.stand_in, failures=self.failures)
+        return m.SerializeToString(deterministic=True)
+
+    @classmethod
+    def decode(cls, data: bytes, sender: PeerId) -> Closing:
+        """Read and check."""
+        m = parse(pb.Closing, data, sender)
+        require(m.epoch <= MAX_EPOCH, sender, f"an absurd epoch in its call: {m.epoch}")
+        require(m.round_index < MAX_ROUNDS, sender, f"an absurd round in its call: {m.round_index}")
+        require(m.round_index > 0 or not m.stand_in, sender, "a call to stand in where nobody can")
+        require(m.failures <= MAX_FAILURES, sender, f"an absurd number of failures in its call: {m.failures}")
+        return cls(Epoch(m.epoch), m.round_index, m.stand_in, m.failures)
 
 
 @dataclass(frozen=True, slots=True)

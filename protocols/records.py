@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from protocols.certificate_chain import CertificateChain
 from protocols.errors import RemoteProtocolError
-from protocols.ids import Epoch, PeerId, SwarmTime
+from protocols.ids import MAX_EPOCH, Epoch, PeerId, SwarmTime
 from protocols.messages import MAX_BANDWIDTH_BYTES_PER_S, parse, require
 from protocols.proto.swarm.v1 import records_pb2 as pb
 from protocols.signing import CLOCK_SKEW_S, Envelope
@@ -28,7 +28,6 @@ _ROLES: tuple[Role, ...] = get_args(Role)
 _PHASES: tuple[Phase, ...] = get_args(Phase)
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
 
-MAX_EPOCH = 2**40
 MAX_SAMPLES = 10**9
 """In one epoch, by one member."""
 

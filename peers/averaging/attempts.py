@@ -11,9 +11,11 @@ import torch
 from peers.averaging.context import Blame, MemberContext
 from peers.averaging.exchange import Exchange
 from peers.averaging.fetching import fetch_blocks
+from peers.averaging.patience import Patience
 from peers.averaging.result import RoundResult
 from peers.averaging.rounds import Rounds
-from peers.averaging.settling import Settling, Verdict
+from peers.averaging.settling import Settling
+from peers.averaging.verdicts import Verdict
 from protocols.butterfly import accepted_weight
 from protocols.errors import RoundError
 from protocols.messages import BlockTask, Commit, Plan
@@ -43,9 +45,10 @@ async def average_by_plan(
     first_digest = plan.digest
     digests: tuple[bytes, ...] = (first_digest,)
     result = rounds.results[first_digest] = RoundResult(context.blocks_of(own_D.numel()), context.rules.codec, context.memory)
+    patience = Patience(rounds.exchange_deadline, context.rules.stall_timeout_s)
     try:
         while True:
-            verdict = await _Attempt(context, rounds, plan, first_digest, blame).run(own_D, result)
+            verdict = await _Attempt(context, rounds, plan, first_digest, blame).run(own_D, result, patience)
             match verdict:
                 case Commit():
                     rounds.exchanged(digests)
@@ -75,7 +78,7 @@ class _Attempt:
         self._first_digest = first_digest
         self._blame = blame
 
-    async def run(self, own_D: torch.Tensor, result: RoundResult) -> Verdict:
+    async def run(self, own_D: torch.Tensor, result: RoundResult, patience: Patience) -> Verdict:
         """In touch with whoever decides from the beginning."""
         started_s = asyncio.get_running_loop().time()
         deadline = self._rounds.exchange_deadline
@@ -88,8 +91,10 @@ class _Attempt:
                 settled = group.create_task(settling.run())
                 ended = await self._fetch(result)
                 await exchange.run()
-                deadline.observe(asyncio.get_running_loop().time() - started_s)
-                settling.report(result, ended | exchange.ended)
+                took_s = asyncio.get_running_loop().time() - started_s
+                patience.exchanged(took_s)
+                deadline.observe(took_s)
+                settling.report(result, ended | exchange.ended, patience.usual_s, patience.longest_s)
         except BaseException:
             exchange.abandon()
             settling.abandon()

@@ -13,7 +13,7 @@ from peers.averaging.context import Blame, MemberContext
 from peers.averaging.plans import TooLate, ask_to_join, checked_commit, first_plan, seal_join
 from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RoundError
 from protocols.ids import PeerId, RoundId
-from protocols.messages import Join, Plan, SealedJoin, parse
+from protocols.messages import Closing, Join, Plan, SealedJoin, parse
 from protocols.proto.swarm.v1 import control_pb2 as pb
 from protocols.rendezvous import Rendezvous, RendezvousRules
 from protocols.rendezvous_events import (
@@ -300,10 +300,10 @@ class Gathering:
             self._dispatch(LeaderGone(peer))
             return
         number, failures = self._round_id, self._rules.failures.get(self._context.me, 0)
-        request = pb.Closing(epoch=number.epoch, round_index=number.index, stand_in=peer in self._standing, failures=failures)
+        request = Closing(number.epoch, number.index, stand_in=peer in self._standing, failures=failures)
         try:
             timeout_s = self._context.rules.stall_timeout_s
-            reply = await self._context.transport.call(endpoint, "closing", request.SerializeToString(), timeout_s=timeout_s)
+            reply = await self._context.transport.call(endpoint, "closing", request.encode(), timeout_s=timeout_s)
             answer = parse(pb.ClosingReply, reply, peer)
             self._dispatch(CallAnswered(peer, answer.coming))
             if not answer.coming and peer not in self._standing and self._called[peer] > 1:

@@ -116,6 +116,8 @@ def _checked_plan(context: MemberContext, own: SealedJoin, size_elems: int, mess
         raise RemoteProtocolError(leader, "a plan without our join")
     count = len(message.sealed_joins)
     require(count <= context.rules.max_group, leader, f"a plan of {count} members")  # before a signature is verified
+    # A leader counts whom it takes in, and forms no group of half of those counted or fewer: such a plan could never be committed.
+    require(count <= message.counted < 2 * count, leader, f"a plan of {count} members that counts {message.counted}")
     members = tuple(own if sealed == own.sealed else open_join(context, sealed) for sealed in message.sealed_joins)
     plan = plan_from_message(message, members, leader)
     for member in members:

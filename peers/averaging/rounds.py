@@ -13,11 +13,15 @@ from peers.averaging.settling import Settling
 from protocols.deadline import AdaptiveDeadline
 from protocols.errors import RemoteRefusal
 from protocols.ids import Epoch, PeerId, RoundId
-from protocols.messages import Commit
+from protocols.messages import MAX_FAILURES, Commit
 from protocols.rendezvous import RendezvousRules
 
 _REMEMBERED_EXCHANGES = 8
 _REMEMBERED_COMMITS = 8
+_ROUNDS_AHEAD = 4
+"""How far ahead of us in the epoch others may wait for us. In each round on the way there somebody's group has waited for us, and for long;
+whoever has got further without us does not need us.
+"""
 
 
 class Rounds:
@@ -104,7 +108,7 @@ class Rounds:
         if self._failures_at != round_id:
             self._failures_at = round_id
             self._failures.clear()
-        self._failures[leader] += 1
+        self._failures[leader] = min(self._failures[leader] + 1, MAX_FAILURES)
 
     def conclude(self, round_id: RoundId, result: RoundResult, commit: Commit) -> None:
         """The round is over: remember its result for members that are late, and forget the one before."""
@@ -146,3 +150,5 @@ class Rounds:
             raise RemoteRefusal(sender, "round-formed", "that round of the epoch is over")
         if round_id.epoch > here.epoch + 1 or (round_id.epoch > here.epoch and round_id.index):
             raise RemoteRefusal(sender, "ahead", f"you are at epoch {round_id.epoch}, this member is only at {here.epoch}")
+        if round_id.index > here.index + _ROUNDS_AHEAD:
+            raise RemoteRefusal(sender, "ahead", f"you are in round {round_id.index} of the epoch, this member is only in {here.index}")

@@ -10,12 +10,13 @@ from peers.averaging.fetching import serve_blocks
 from peers.averaging.liveness import ALIVE, beat_until, next_frame
 from peers.averaging.plans import JOIN, open_join
 from peers.averaging.rounds import Rounds
-from peers.averaging.settling import SETTLE, VERDICT, Settling, verdict_bytes
+from peers.averaging.settling import SETTLE, Settling
 from peers.averaging.standing_in import StandIns
+from peers.averaging.verdicts import VERDICT, verdict_bytes
 from peers.interfaces import CallHandler, Handlers, Stream, StreamHandler
 from protocols.errors import RemoteProtocolError, RemoteRefusal, RemoteTimeout
-from protocols.ids import Epoch, PeerId, RoundId
-from protocols.messages import parse
+from protocols.ids import PeerId, RoundId
+from protocols.messages import Closing, parse
 from protocols.proto.swarm.v1 import control_pb2 as pb
 
 
@@ -66,16 +67,16 @@ class RoundServer:
         await stream.send(message.SerializeToString())
 
     async def _on_closing(self, sender: PeerId, request: bytes) -> bytes:
-        message = parse(pb.Closing, request, sender)
-        round_id = RoundId(self._context.rules.run, Epoch(message.epoch), message.round_index)
+        call = Closing.decode(request, sender)
+        round_id = RoundId(self._context.rules.run, call.epoch, call.round_index)
         commit = self._rounds.newest_commit(round_id)
-        if commit and not message.stand_in:
+        if commit and not call.stand_in:
             return pb.ClosingReply(commit=commit.to_message()).SerializeToString()
         self._rounds.check_turn(sender, round_id)
-        if message.stand_in:
+        if call.stand_in:
             self._stand_ins.wanted(sender, round_id)
         else:
-            self._rounds.gathering(round_id).closing_heard(sender, message.failures)
+            self._rounds.gathering(round_id).closing_heard(sender, call.failures)
         return pb.ClosingReply(coming=self._rounds.on_our_way_to(round_id)).SerializeToString()
 
     async def _on_alive(self, sender: PeerId, request: bytes) -> bytes:

@@ -3,43 +3,37 @@
 From the beginning of an exchange every member keeps a stream to whoever will decide, and both show on it that they are alive. So a
 leader never waits for a member that is gone, nor a member for a leader that is, longer than it takes to notice: at once when a
 connection breaks, `stall_timeout_s` when a link swallows everything.
+
+Nor does anybody wait for ever for one that shows nothing but life (`patience.py`). A leader whose exchange is over waits once as long as
+an honest member may still need for its own, and longer for those in touch without whom it could only give up. A member that has reported
+waits twice as long, and a stall: the leader's exchange may end so much later, and then the leader may have others to wait for. So an
+honest leader decides before anybody turns away from it. Those who have been kept waiting by a leader turn to the next one each in its own
+time, and that one waits for them as for those who are not through.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Set
+from collections.abc import Callable, Set
+from contextlib import suppress
 
 from peers.averaging.context import Blame, MemberContext
 from peers.averaging.liveness import alongside, beat_forever, beat_until, has_ended, next_real_frame, plain_remote_errors
 from peers.averaging.reducing import ABANDONED
 from peers.averaging.result import RoundResult
+from peers.averaging.verdicts import Verdict, ask_for_verdict, read_verdict, verdict_bytes
 from peers.interfaces import Stream
 from protocols.butterfly import accepted_weight
-from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal
-from protocols.ids import PeerId
-from protocols.messages import Commit, Plan, Report, parse, plan_from_message, require
+from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RemoteTimeout
+from protocols.messages import Commit, Plan, Report, require
 from protocols.proto.swarm.v1 import control_pb2 as pb
-from protocols.settlement import MAX_ATTEMPTS, GiveUp, report_fits, settle, settlement_order
+from protocols.settlement import GiveUp, report_fits, settle, settlement_order
 
 log = logging.getLogger(__name__)
 
 SETTLE = "settle"
 """Name of the stream."""
-
-VERDICT = "verdict"
-"""Name of the call that asks whether a round is decided."""
-
-Verdict = Commit | Plan | GiveUp
-
-
-def verdict_bytes(verdict: Commit | Plan) -> bytes:
-    """Wire form of a verdict."""
-    message = pb.Verdict(commit=verdict.to_message()) if isinstance(verdict, Commit) else pb.Verdict()
-    if isinstance(verdict, Plan):
-        message.repair.ParseFromString(verdict.encode())
-    return message.SerializeToString()
 
 
 class Settling:
@@ -62,8 +56,11 @@ class Settling:
         self._own: Report | None = None
         self._own_weight = 0.0
         self._own_ready = asyncio.Event()
+        self._patience_s = self._longest_s = 0.0
+        self._outwaited = False
         self._reports: dict[int, Report] = {}
         self._in_touch: set[int] = set()
+        self._streams: set[int] = set()
         self._gone: set[int] = set()
         self._heard: Commit | None = None
         self._changed = asyncio.Event()
@@ -82,16 +79,19 @@ class Settling:
         if not self._verdict.done():
             self._verdict.set_result(None)
 
-    def report(self, result: RoundResult, ended: Set[int]) -> None:
+    def report(self, result: RoundResult, ended: Set[int], patience_s: float, longest_s: float) -> None:
         """The exchange is over.
 
         Args:
             result: what we hold.
             ended: members that have surely ended; nobody waits until they turn to us.
+            patience_s: how long others may still need for theirs, as far as we can tell.
+            longest_s: how long they may at most.
         """
         self._own = Report(self._digest, tuple(result.hashes))
         self._gone |= ended - self._in_touch
         self._own_weight = accepted_weight(self._plan, result.masks)
+        self._patience_s, self._longest_s = patience_s, longest_s
         self._own_ready.set()
 
     async def _settle(self) -> Verdict:
@@ -105,13 +105,20 @@ class Settling:
         return GiveUp("every member before us is silent and we are not in the plan")
 
     async def _lead(self, me: int) -> Verdict:
-        """Collect reports until everyone who is still there has reported, then decide."""
+        """Collect reports until everyone who is still there has reported, or has had time enough, then decide."""
         everyone = set(range(len(self._plan.members))) - self._plan.absent - {me}
+
+        def some_are_missing() -> bool:
+            return self._heard is None and bool(everyone - self._reports.keys() - self._gone)
+
+        def too_few_without() -> bool:
+            few = 2 * (len(self._reports) + 1) <= self._plan.electorate
+            return self._heard is None and few and bool(self._streams - self._reports.keys())
+
         async with alongside(self._give_up_strangers(everyone)):
             await self._own_ready.wait()
-            while self._heard is None and everyone - self._reports.keys() - self._gone:
-                self._changed.clear()
-                await self._changed.wait()
+            await self._wait_while(some_are_missing, self._patience_s)
+            await self._wait_while(too_few_without, self._longest_s - self._patience_s)
         if self._heard:
             return self._heard
         if late := sorted(everyone - self._reports.keys()):
@@ -125,8 +132,18 @@ class Settling:
                     self._blame(self._plan.members[index].peer, "it kept reporting other blocks than everybody else")
         return verdict
 
+    async def _wait_while(self, condition: Callable[[], bool], longest_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest_s):
+                while condition():
+                    self._changed.clear()
+                    await self._changed.wait()
+
     async def _give_up_strangers(self, everyone: set[int]) -> None:
-        """Whoever has not even turned to us: gone at once if its process has ended, and when it has had time enough in any case."""
+        """Whoever has not even turned to us: gone at once if its process has ended, and when it has had time enough in any case.
+
+        Those whom a leader before us still keeps waiting, as it did us, get as much as everybody else.
+        """
         rules = self._context.rules
         async with asyncio.TaskGroup() as asking:
             if self._gone:  # we lead because somebody before us is lost, who may have told some of them
@@ -136,7 +153,8 @@ class Settling:
             for stranger in everyone - self._in_touch:
                 asking.create_task(self._learn_its_end(stranger))
             await asyncio.sleep(rules.stall_timeout_s - rules.heartbeat_s)
-            self._lose(everyone - self._in_touch)
+            if not self._outwaited:
+                self._lose(everyone - self._in_touch)
 
     async def _learn_its_end(self, stranger: int) -> None:
         if not await has_ended(self._context, self._plan.members[stranger].peer):
@@ -147,20 +165,17 @@ class Settling:
     async def _hear_verdict(self, member: int) -> None:
         """Whoever has the verdict already turns to nobody any more. It counts if it is about the blocks that we hold."""
         peer = self._plan.members[member].peer
-        endpoint = self._context.directory.endpoint(peer)
-        if endpoint is None:
-            return
         await self._own_ready.wait()
-        request = pb.ExchangeHeader(plan_digest=self._first_plan_digest).SerializeToString()
         try:
-            reply = await self._context.transport.call(endpoint, VERDICT, request, timeout_s=self._context.rules.stall_timeout_s)
-            if reply:
-                verdict = self._checked(parse(pb.Verdict, reply, peer), peer)
-                if isinstance(verdict, Commit) and self._own and verdict.block_hashes == self._own.block_hashes:
-                    self._heard = verdict
-                    self._changed.set()
+            verdict = await ask_for_verdict(self._context, self._plan, self._first_plan_digest, peer)
         except RemoteError as error:
             log.info("no verdict: %s", error)
+            if isinstance(error, RemoteProtocolError):
+                self._blame(peer, error.reason)
+            return
+        if isinstance(verdict, Commit) and self._own and verdict.block_hashes == self._own.block_hashes:
+            self._heard = verdict
+            self._changed.set()
 
     def _lose(self, members: set[int]) -> None:
         self._gone |= members
@@ -178,7 +193,7 @@ class Settling:
                     await stream.send(pb.ExchangeHeader(plan_digest=self._digest).SerializeToString())
                     async with alongside(self._beat_then_report(stream)):
                         message = await next_real_frame(stream, self._context.rules.stall_timeout_s)
-                        return self._checked(parse(pb.Verdict, bytes(message), peer), peer)
+                        return read_verdict(bytes(message), self._plan, self._first_plan_digest, self._context.me, peer)
         except RemoteError as error:
             log.info("no verdict: %s", error)
             if isinstance(error, RemoteProtocolError):
@@ -190,9 +205,15 @@ class Settling:
     async def _beat_then_report(self, stream: Stream) -> None:
         heartbeat_s = self._context.rules.heartbeat_s
         await beat_until(stream, heartbeat_s, self._own_ready.wait)
-        if self._own:
-            await stream.send(self._own.encode())
-        await beat_forever(stream, heartbeat_s)
+        patience_s = 2 * self._patience_s + self._context.rules.stall_timeout_s
+        try:
+            async with asyncio.timeout(patience_s):
+                if self._own:
+                    await stream.send(self._own.encode())
+                await beat_forever(stream, heartbeat_s)
+        except TimeoutError as error:
+            self._outwaited = True
+            raise RemoteTimeout(stream.peer, f"no verdict {patience_s:.1f} s after our report") from error
 
     # What we serve to those who take us for the leader
 
@@ -200,15 +221,18 @@ class Settling:
         """Take a member's report and answer with the verdict when it is known. A report counts only while its member waits for that.
 
         Raises:
-            RemoteRefusal: it is not in this plan, or the round is given up.
-            RemoteProtocolError: its report does not fit the plan.
+            RemoteRefusal: it is not in this plan, its stream has broken before, or the round is given up.
+            RemoteProtocolError: its report does not fit the plan, or it has another stream open.
         """
         index = self._plan.index_of(stream.peer)
         if index is None or index in self._plan.absent:
             raise RemoteRefusal(stream.peer, "not-in-plan", "you are not in this plan")
-        if index in self._in_touch:
+        if index in self._streams:
             raise RemoteProtocolError(stream.peer, "it opened a second stream for one settlement")
+        if index in self._in_touch:  # nobody's fault, but we may have decided without it by now
+            raise RemoteRefusal(stream.peer, "broken-off", "your stream of this settlement has ended")
         self._in_touch.add(index)
+        self._streams.add(index)
         self._gone.discard(index)
         try:
             with plain_remote_errors():
@@ -218,6 +242,8 @@ class Settling:
             self._reports.pop(index, None)  # it may report elsewhere now, or average with others
             self._lose({index})
             raise
+        finally:
+            self._streams.discard(index)
         if verdict is None:
             raise RemoteRefusal(stream.peer, ABANDONED, "this member has stopped averaging")
         if isinstance(verdict, GiveUp):
@@ -230,25 +256,3 @@ class Settling:
         require(report_fits(self._plan, report), stream.peer, "a report that does not fit its plan")
         self._reports[index] = report
         self._changed.set()
-
-    def _checked(self, message: pb.Verdict, leader: PeerId) -> Verdict:
-        """A repair must be about the same members and vector, one attempt further, and still count us in."""
-        if message.HasField("commit"):
-            commit = Commit.from_message(message.commit, leader)
-            require(commit.first_plan_digest == self._first_plan_digest, leader, "a commit of another round")
-            return commit
-        require(message.HasField("repair"), leader, "an empty verdict")
-        same_members = tuple(message.repair.sealed_joins) == tuple(member.sealed for member in self._plan.members)
-        require(same_members, leader, "a repair with other members")
-        repair = plan_from_message(message.repair, self._plan.members, leader)
-        same = _subject(repair) == _subject(self._plan)
-        in_turn = repair.attempt == self._plan.attempt + 1 and repair.attempt <= MAX_ATTEMPTS
-        require(same and in_turn and repair.absent >= self._plan.absent, leader, "a repair of another vector or out of turn")
-        if self._me in repair.absent:
-            return GiveUp("the others went on without us")
-        return repair
-
-
-def _subject(plan: Plan) -> tuple[int | str, ...]:
-    """What no repair may change."""
-    return plan.epoch, plan.round_index, plan.size_elems, plan.block_elems, plan.codec, plan.counted, plan.number

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,11 +72,11 @@ class StandIns:
         self._done: Counter[RoundId] = Counter()
 
     def carry(self, carried: Carried | None) -> None:
-        """From now on we have this to bring; None: nothing any more."""
+        """From now on we have this to bring; None: nothing any more, so that nobody needs to wait for it."""
         self._carried = carried
         waiting, self._waiting = self._waiting, {}
-        for leader, round_id in waiting.items():
-            if round_id >= self._rounds.next:
+        for leader, round_id in waiting.items() if carried else ():
+            with suppress(RemoteRefusal):  # its call was answered long ago: nobody is left to be told
                 self.wanted(leader, round_id)
 
     def wanted(self, leader: PeerId, round_id: RoundId) -> None:
@@ -84,8 +85,10 @@ class StandIns:
         Raises:
             RemoteRefusal: not from us.
         """
-        if not self._rounds.engaged:
+        if not self._rounds.engaged or round_id.epoch != self._rounds.next.epoch:
             raise RemoteRefusal(leader, "not-ready", "this member has nothing to bring yet")
+        if round_id < self._rounds.next:
+            raise RemoteRefusal(leader, "round-formed", "that round of the epoch is over")
         if self._carried is None or self._round_of(self._carried) < round_id:
             if len(self._waiting) >= _MOST_PER_ROUND and leader not in self._waiting:
                 raise RemoteRefusal(leader, "busy", "this member stands in for others already")

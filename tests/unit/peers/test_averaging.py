@@ -10,6 +10,7 @@ import torch
 
 from peers.averaging import settling
 from peers.averaging.gathering import LeftOut
+from peers.averaging.verdicts import verdict_bytes
 from peers.simulation import run_simulated
 from peers.transport.simulated import LinkSpec
 from protocols.codecs import codec_named
@@ -137,7 +138,7 @@ def test_a_crash_at_any_moment_leaves_the_survivors_with_the_same_bytes(victim: 
 @pytest.mark.parametrize("told", range(5))
 def test_a_leader_that_crashes_while_it_tells_the_verdict_costs_no_stall(told: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some have heard it, and turn to nobody any more; the others must learn it from them."""
-    tell, verdicts = settling.verdict_bytes, count()
+    tell, verdicts = verdict_bytes, count()
 
     async def main() -> None:
         async with SimulatedSwarm(6, link=LinkSpec(latency_s=0.02, bandwidth_bytes_per_s=2e5)) as swarm:

@@ -119,6 +119,8 @@ BAD_ANSWERS_TO_A_JOIN: dict[str, Callable[[bytes], bytes]] = {
     "another reducer": join_reply(favour_itself),
     "another size": join_reply(lambda message: setattr(message.plan, "size_elems", 2 * SIZE_ELEMS)),
     "another codec": join_reply(lambda message: setattr(message.plan, "codec", "fp16")),
+    "fewer counted than are in it": join_reply(lambda message: setattr(message.plan, "counted", COUNT - 1)),
+    "too many counted": join_reply(lambda message: setattr(message.plan, "counted", 2 * COUNT)),
     "a later attempt": join_reply(lambda message: setattr(message.plan, "attempt", 1)),
     "a forged join": join_reply(lambda message: message.plan.sealed_joins.append(b"f" * 200)),
     "too many joins": join_reply(lambda message: message.plan.sealed_joins.extend([sealed_by(0)] * 65)),

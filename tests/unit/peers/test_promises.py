@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -17,7 +17,7 @@ from peers.simulation import run_simulated
 from peers.testing import FixedDirectory, KeyNotary, make_key
 from peers.transport.simulated import LinkSpec, SimulatedNetwork, SimulatedTransport
 from protocols.codecs import codec_named
-from protocols.errors import RemoteRefusal, RemoteTimeout
+from protocols.errors import RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.frames import HEARTBEAT
 from protocols.ids import Epoch, PeerId, RoundId
 from protocols.layout import Blocks
@@ -83,10 +83,47 @@ def test_a_report_counts_only_while_its_member_waits_for_the_verdict(breaks_off_
             result = RoundResult(Blocks(PLAN.size_elems, PLAN.block_elems), codec_named("fp32"), context.memory)
             result.hashes[:] = HASHES
             result.masks.update(dict.fromkeys(range(len(HASHES)), 0b111))  # type: ignore[arg-type]
-            settling.report(result, set())
+            settling.report(result, set(), patience_s=60.0, longest_s=60.0)
             assert isinstance(await settling.run(), verdict)
 
     run_simulated(main(), seed=1)
+
+
+class Broken:
+    """A member's stream that carries nothing until it breaks."""
+
+    def __init__(self, who: PeerId) -> None:
+        self.peer = who
+        self.breaks = asyncio.Event()
+
+    async def receive(self) -> bytes:
+        await self.breaks.wait()
+        raise RemoteTimeout(self.peer, "broken")
+
+    async def send(self, *_parts: bytes) -> None:
+        """Nobody reads it."""
+
+
+def test_a_second_stream_is_a_breach_only_while_the_first_is_open() -> None:
+    async def main() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            settling = Settling(replace(context_of(tasks), me=peer(0)), PLAN, PLAN.digest, blame)
+            first = Broken(peer(1))
+            serving = asyncio.ensure_future(settling.serve(first))  # type: ignore[arg-type]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await asyncio.shield(serving)
+            with pytest.raises(RemoteProtocolError, match="second stream"):
+                await settling.serve(Broken(peer(1)))  # type: ignore[arg-type]
+            first.breaks.set()
+            with pytest.raises(RemoteTimeout):
+                await serving
+            with pytest.raises(RemoteRefusal) as caught:
+                await settling.serve(Broken(peer(1)))  # type: ignore[arg-type]
+            assert caught.value.code == "broken-off"
+            assert not isinstance(caught.value, RemoteProtocolError)
+
+    run_simulated(main())
 
 
 def joins_and_context(tasks: asyncio.TaskGroup) -> tuple[MemberContext, list[SealedJoin]]:

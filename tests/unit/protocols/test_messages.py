@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 
 from protocols.errors import RemoteProtocolError
 from protocols.frames import MAX_MEMBERS
-from protocols.ids import Attempt, BlockIndex, Epoch, PeerId
+from protocols.ids import MAX_EPOCH, Attempt, BlockIndex, Epoch, PeerId
 from protocols.messages import (
     MAX_BANDWIDTH_BYTES_PER_S,
     MAX_BLOCKS,
+    MAX_FAILURES,
+    MAX_ROUNDS,
     MAX_WEIGHT,
     BlocksRequest,
     BlockTask,
+    Closing,
     Commit,
     Join,
     Plan,
@@ -32,7 +35,6 @@ from protocols.messages import (
     plan_from_message,
 )
 from protocols.proto.swarm.v1 import control_pb2 as pb
-from protocols.records import MAX_EPOCH
 
 SENDER = PeerId(b"s" * 32)
 HASH = st.binary(min_size=32, max_size=32)
@@ -69,6 +71,40 @@ def plan_message(**changes: object) -> pb.Plan:
 def test_joins_round_trip(epoch: Epoch, state_hash: bytes, weight: float, bandwidth: int) -> None:
     join = Join(epoch, state_hash, weight, bandwidth)
     assert Join.decode(join.encode(), SENDER) == join
+
+
+@given(EPOCH, st.integers(0, MAX_ROUNDS - 1), st.booleans(), st.integers(0, MAX_FAILURES))
+def test_calls_round_trip(epoch: Epoch, index: int, stand_in: bool, failures: int) -> None:
+    call = Closing(epoch, index, stand_in and index > 0, failures)
+    assert Closing.decode(call.encode(), SENDER) == call
+
+
+@pytest.mark.parametrize(
+    ("call", "sound"),
+    [
+        (pb.Closing(epoch=MAX_EPOCH), True),
+        (pb.Closing(epoch=MAX_EPOCH + 1), False),
+        (pb.Closing(round_index=MAX_ROUNDS - 1), True),
+        (pb.Closing(round_index=MAX_ROUNDS), False),
+        (pb.Closing(round_index=2**32 - 1), False),
+        (pb.Closing(failures=MAX_FAILURES), True),
+        (pb.Closing(failures=MAX_FAILURES + 1), False),
+        (pb.Closing(round_index=1, stand_in=True), True),
+        (pb.Closing(stand_in=True), False),
+    ],
+)
+def test_calls_are_bounded(call: pb.Closing, sound: bool) -> None:
+    try:
+        named(lambda data: Closing.decode(data, SENDER), call.SerializeToString())
+    except Refused:
+        assert not sound
+    else:
+        assert sound
+
+
+def test_a_join_of_an_absurd_epoch_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError, match="epoch"):
+        Join.decode(Join(Epoch(MAX_EPOCH + 1), b"h" * 32, 1.0, 9).encode(), SENDER)
 
 
 @given(HASH, st.lists(HASH | st.just(b""), max_size=20).map(tuple))
@@ -197,6 +233,7 @@ def test_lists_are_bounded() -> None:
 
 DECODERS: list[Callable[[bytes], object]] = [
     lambda data: Join.decode(data, SENDER),
+    lambda data: Closing.decode(data, SENDER),
     lambda data: Report.decode(data, SENDER),
     lambda data: BlocksRequest.decode(data, SENDER),
     lambda data: Commit.from_message(parse(pb.Commit, data, SENDER), SENDER),
