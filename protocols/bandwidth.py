@@ -41,6 +41,11 @@ FILLED = Fraction(47, 50)
 """How much of the links timed streams fill. Measured bandwidth tends to be a few percent too high, and a link that is asked for more than
 it carries loses packets, which costs more than a little room."""
 
+GENEROUS = 8
+GENEROUS_S = 30.0
+UNKNOWN_BYTES_PER_S = 250_000
+"""2 Mbit/s: what counts for a member that says nothing or less, where the question is how long to be patient."""
+
 MIN_BYTES_PER_S = 1
 """A member that reduces at all is never believed to be slower: 0 would mean that it does not reduce."""
 
@@ -124,6 +129,20 @@ def most_blocks(joins: Sequence[SealedJoin], num_blocks: int, block_elems: int) 
     senders = sum(join.join.weight > 0 for join in joins)
     limits = [join.join.part_memory_bytes for join in joins]
     return [blocks_that_fit(limit, senders, block_elems) if limit else num_blocks for limit in limits]
+
+
+def generous_s(plan: Plan, vector_bytes: int) -> float:
+    """Longest time that an exchange of this plan may take by what its members claim, as long as nobody knows how long exchanges take.
+
+    Members that say nothing about their links count as slow ones. It is eight times what links need, so that a wrong claim cuts nobody off.
+
+    Args:
+        plan: attempt 0 or a repair.
+        vector_bytes: of one encoded vector.
+    """
+    claims = [max(member.join.bandwidth_bytes_per_s or UNKNOWN_BYTES_PER_S, UNKNOWN_BYTES_PER_S) for member in plan.members]
+    slowest = max(_times(plan, claims)) / max(len(plan.reduce), 1)
+    return GENEROUS_S + GENEROUS * vector_bytes * float(slowest)
 
 
 def stream_rates(plan: Plan, me: int) -> dict[int, int]:

@@ -16,6 +16,7 @@ from peers.averaging.result import RoundResult
 from peers.averaging.rounds import Rounds
 from peers.averaging.settling import Settling
 from peers.averaging.verdicts import Verdict
+from protocols.bandwidth import generous_s
 from protocols.butterfly import accepted_weight
 from protocols.errors import RoundError
 from protocols.messages import BlockTask, Commit, Plan
@@ -45,7 +46,8 @@ async def average_by_plan(
     first_digest = plan.digest
     digests: tuple[bytes, ...] = (first_digest,)
     result = rounds.results[first_digest] = RoundResult(context.blocks_of(own_D.numel()), context.rules.codec, context.memory)
-    patience = Patience(rounds.exchange_deadline, context.rules.stall_timeout_s)
+    most_s = generous_s(plan, context.rules.codec.encoded_bytes(plan.size_elems))
+    patience = Patience(rounds.exchange_deadline, context.rules.stall_timeout_s, most_s)
     try:
         while True:
             verdict = await _Attempt(context, rounds, plan, first_digest, blame).run(own_D, result, patience)
@@ -82,7 +84,7 @@ class _Attempt:
         """In touch with whoever decides from the beginning."""
         started_s = asyncio.get_running_loop().time()
         deadline = self._rounds.exchange_deadline
-        exchange = Exchange(self._context, self._plan, own_D, result, deadline.value_s(), self._blame)
+        exchange = Exchange(self._context, self._plan, own_D, result, patience.cut_s, self._blame)
         settling = Settling(self._context, self._plan, self._first_digest, self._blame)
         self._rounds.settlings.put(self._plan.digest, settling)
         self._rounds.exchanges.put(self._plan.digest, exchange)

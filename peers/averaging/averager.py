@@ -183,7 +183,8 @@ class Averager:
         self._rounds.go_to(round_id)
         if round_id.index:
             self._stand_ins.carry(Carried(join, own_D, placement))
-        for tries_left in range(_TRIES, 0, -1):
+        tries_left = _TRIES
+        while True:
             try:
                 started_s = asyncio.get_running_loop().time()
                 plan = await self._gather(round_id, join, own_D.numel(), placement)
@@ -191,9 +192,12 @@ class Averager:
                 plan, result, commit = await self._average(plan, round_id, own_D)
                 break
             except TooLate as late:
-                return await self._collect(late, own_D.numel())
+                if done := await self._collect(late, own_D.numel()):
+                    return done
+                self._rounds.disbelieve(round_id, late.holder)
             except RoundError as error:
-                if tries_left == 1 or isinstance(error, LeftOut):
+                tries_left -= 1
+                if not tries_left or isinstance(error, LeftOut):
                     raise
                 log.info("epoch %d: %s; joining again", join.epoch, error)
             finally:
@@ -233,15 +237,16 @@ class Averager:
             self._rounds.note_failure(round_id, plan.members[0].peer)
             raise
 
-    async def _collect(self, late: TooLate, size_elems: int) -> RoundDone:
-        """The others closed the round without us: take their result."""
+    async def _collect(self, late: TooLate, size_elems: int) -> RoundDone | None:
+        """The others closed the round without us: take their result; None if whoever says so cannot give it."""
         commit = late.commit
         round_id = RoundId(self._context.rules.run, commit.epoch, commit.round_index)
         result = RoundResult(self._context.blocks_of(size_elems), self._context.rules.codec, self._context.memory)
         wanted = {BlockIndex(block): value for block, value in enumerate(commit.block_hashes)}
         await fetch_blocks(self._context, late.holder, commit.first_plan_digest, wanted, result)
         if tuple(result.hashes) != commit.block_hashes:
-            raise RoundError("the result of the round we missed could not be fetched")
+            log.info("the result of a round that %s says is closed cannot be had there", late.holder.short)
+            return None
         self._rounds.conclude(round_id, result, commit)
         named = input_hash(result.contents, commit.first_plan_digest)
         return RoundDone(round_id, result.averaged_D, commit, named, (late.holder,), {}, 0.0, 0.0, included_us=False)

@@ -85,11 +85,13 @@ class GatheringHooks:
         on_close: called once when the epoch closes before our own contribution is ready.
         on_our_way: whether we are still in an earlier round of the epoch.
         blame: called with a member that broke the protocol, and how.
+        believes: whether a member may tell us that the round is closed: not if it has, and could not show the result.
     """
 
     on_close: Callable[[], None]
     on_our_way: Callable[[], bool]
     blame: Blame
+    believes: Callable[[PeerId], bool] = lambda _peer: True
 
 
 class Gathering:
@@ -309,8 +311,7 @@ class Gathering:
             if not answer.coming and peer not in self._standing and self._called[peer] > 1:
                 self._stand_in_for(peer)  # it may come, or not: what is brought twice counts once
             if answer.HasField("commit") and self._own:
-                commit = checked_commit(self._context, self._own, self._size_elems, answer.commit, peer)
-                self._conclude(TooLate(commit, peer))
+                self._hear(TooLate(checked_commit(self._context, self._own, self._size_elems, answer.commit, peer), peer))
         except RemoteError as error:
             log.info("closing not heard: %s", error)
             if peer != self._asked or isinstance(error, RemoteGone | RemoteProtocolError):
@@ -331,8 +332,8 @@ class Gathering:
             self._asking = None
             self._conclude(plan)
         except TooLate as late:
-            self._asking = None
-            self._conclude(late)
+            self._asking = self._asked = None
+            self._hear(late)
         except RemoteError as error:
             log.info("join not answered: %s", error)
             self._asking = self._asked = None
@@ -345,6 +346,13 @@ class Gathering:
             if isinstance(error, RemoteRefusal) and error.code in _FINAL_REFUSALS:
                 self._left_out = error.reason
             self._unavailable(error, leader)
+
+    def _hear(self, late: TooLate) -> None:
+        """Somebody says that the round is closed."""
+        if self._hooks.believes(late.holder):
+            self._conclude(late)
+        else:
+            self._dispatch(LeaderUnwilling(late.holder))
 
     def _turned_away(self, event: LeaderGone | LeaderUnwilling | LeaderFollows) -> None:
         """Our join is answered: nothing is left to withdraw."""

@@ -18,6 +18,8 @@ late.
 
 from __future__ import annotations
 
+import math
+
 from protocols.deadline import AdaptiveDeadline
 
 _TIMES_OURS = 3
@@ -29,10 +31,12 @@ class Patience:
     Args:
         deadline: of exchanges.
         stall_timeout_s: silence after which a member is taken for gone.
+        most_s: what an exchange may take at most, whatever has been seen.
     """
 
-    def __init__(self, deadline: AdaptiveDeadline, stall_timeout_s: float) -> None:
+    def __init__(self, deadline: AdaptiveDeadline, stall_timeout_s: float, most_s: float = math.inf) -> None:
         self._deadline = deadline
+        self._most_s = most_s
         self._stall_timeout_s = stall_timeout_s
         self._longest_exchange_s = 0.0
 
@@ -41,9 +45,14 @@ class Patience:
         self._longest_exchange_s = max(self._longest_exchange_s, took_s)
 
     @property
+    def cut_s(self) -> float:
+        """How long a reducer waits for anyone's blocks."""
+        return min(self._deadline.value_s(), self._most_s)
+
+    @property
     def usual_s(self) -> float:
         """How long others may still need for their exchange, now that ours is over, as far as we can tell."""
-        cut_s = self._deadline.value_s()
+        cut_s = self.cut_s
         if not self._deadline.known:
             cut_s = min(cut_s, max(self._deadline.floor_s, _TIMES_OURS * self._longest_exchange_s))
         return self._after(cut_s)
@@ -51,7 +60,7 @@ class Patience:
     @property
     def longest_s(self) -> float:
         """How long they may at most."""
-        return self._after(self._deadline.value_s())
+        return self._after(self.cut_s)
 
     def _after(self, cut_s: float) -> float:
         return 2 * (cut_s + self._stall_timeout_s)

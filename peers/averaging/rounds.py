@@ -47,6 +47,7 @@ class Rounds:
         self._gathered: Counter[RoundId] = Counter()
         self._failures: Counter[PeerId] = Counter()
         self._failures_at: RoundId | None = None
+        self._disbelieved: set[tuple[RoundId, PeerId]] = set()
         rules = context.rules
         self._first_gather = AdaptiveDeadline(rules.stall_timeout_s, rules.join_timeout_s)
         self.exchange_deadline = AdaptiveDeadline(2 * rules.stall_timeout_s, rules.round_timeout_s)
@@ -67,7 +68,12 @@ class Rounds:
         """The group of a round, made on first use."""
         if round_id not in self._gatherings:
             failures = dict(self._failures) if self._failures_at == round_id else {}
-            hooks = GatheringHooks(lambda: self._on_close(round_id.epoch), lambda: self.on_our_way_to(round_id), self._blame)
+            hooks = GatheringHooks(
+                lambda: self._on_close(round_id.epoch),
+                lambda: self.on_our_way_to(round_id),
+                self._blame,
+                lambda peer: (round_id, peer) not in self._disbelieved,
+            )
             rules, number = self._rendezvous_rules(round_id, failures), self._gathered[round_id]
             self._gatherings[round_id] = Gathering(self._context, round_id, rules, hooks, number)
             self._gathered[round_id] += 1
@@ -109,6 +115,10 @@ class Rounds:
             self._failures_at = round_id
             self._failures.clear()
         self._failures[leader] = min(self._failures[leader] + 1, MAX_FAILURES)
+
+    def disbelieve(self, round_id: RoundId, peer: PeerId) -> None:
+        """It said that this round was closed and could not show the result."""
+        self._disbelieved = {known for known in self._disbelieved if known[0] >= self._next} | {(round_id, peer)}
 
     def conclude(self, round_id: RoundId, result: RoundResult, commit: Commit) -> None:
         """The round is over: remember its result for members that are late, and forget the one before."""
