@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from peers.averaging.context import Blame, MemberContext
-from peers.averaging.plans import TooLate, ask_to_join, checked_commit, first_plan, seal_join
+from peers.averaging.plans import TooLate, ask_to_join, checked_commit, checked_plan, first_plan, seal_join
 from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RoundError
 from protocols.ids import PeerId, RoundId
 from protocols.messages import Closing, Join, Plan, SealedJoin, parse
@@ -114,6 +114,7 @@ class Gathering:
         self._machine = Rendezvous(round_id, context.me, rules)
         self._left_out = ""
         self._waiting: dict[PeerId, asyncio.Future[Plan]] = {}
+        self._sealed: dict[PeerId, bytes] = {}
         self._own: SealedJoin | None = None
         self._size_elems = 0
         self._formed: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
@@ -163,7 +164,7 @@ class Gathering:
         if previous and not previous.done():
             previous.set_exception(RemoteRefusal(join.peer, "replaced", "you joined again"))
         future: asyncio.Future[Plan] = asyncio.get_running_loop().create_future()
-        self._waiting[join.peer] = future
+        self._waiting[join.peer], self._sealed[join.peer] = future, join.sealed
         if join.peer in self._standing:  # nobody needs to wait for the missing one any longer
             self._dispatch(LeaderUnwilling(self._standing[join.peer]))
         self._dispatch(JoinArrived(join))
@@ -176,11 +177,16 @@ class Gathering:
                 self._dispatch(JoinWithdrawn(join.peer))
 
     def _plan_again(self, join: SealedJoin) -> asyncio.Future[Plan]:
-        """The plan for a member that had left us and is in it all the same, since we heard of that too late."""
+        """The plan for a member that is in it and has not got it: it had left us when we led, or our leader died before it had told all."""
         plan = None if self._formed.exception() else self._formed.result()
-        if plan is None or plan.members[0] is not self._own or all(member.sealed != join.sealed for member in plan.members):
+        if plan is None or all(member.sealed != join.sealed for member in plan.members):
             raise RemoteRefusal(join.peer, "round-formed", "the group of this round was formed without you")
         return self._formed
+
+    def plan_with(self, peer: PeerId) -> Plan | None:
+        """The plan that we have, if that member is in it."""
+        plan = self._formed.result() if self._formed.done() and not self._formed.exception() else None
+        return plan if plan and plan.index_of(peer) is not None else None
 
     def closing_heard(self, leader: PeerId, failures: int) -> None:
         """Another member says that the epoch closes and leads.
@@ -267,8 +273,12 @@ class Gathering:
         else:
             self._formed.set_result(outcome)
         self._withdraw()
-        for peer in list(self._waiting):
-            self._refuse(peer, "round-formed", "the group of this round was formed without you")
+        in_it = {member.sealed for member in outcome.members} if isinstance(outcome, Plan) else set()
+        for peer, future in list(self._waiting.items()):
+            if isinstance(outcome, Plan) and self._sealed[peer] in in_it and not future.done():
+                future.set_result(outcome)
+            else:
+                self._refuse(peer, "round-formed", "the group of this round was formed without you")
 
     # Members that are missing
 
@@ -307,6 +317,9 @@ class Gathering:
             timeout_s = self._context.rules.stall_timeout_s
             reply = await self._context.transport.call(endpoint, "closing", request.encode(), timeout_s=timeout_s)
             answer = parse(pb.ClosingReply, reply, peer)
+            if answer.HasField("plan") and self._own:
+                self._conclude(checked_plan(self._context, self._own, self._size_elems, answer.plan, peer))
+                return
             self._dispatch(CallAnswered(peer, answer.coming))
             if not answer.coming and peer not in self._standing and self._called[peer] > 1:
                 self._stand_in_for(peer)  # it may come, or not: what is brought twice counts once

@@ -89,7 +89,7 @@ async def ask_to_join(context: MemberContext, leader: PeerId, own: SealedJoin, s
     if reply.HasField("commit"):
         raise TooLate(checked_commit(context, own, size_elems, reply.commit, leader), leader)
     require(reply.HasField("plan"), leader, "an empty answer to our join")
-    return _checked_plan(context, own, size_elems, reply.plan, leader)
+    return checked_plan(context, own, size_elems, reply.plan, leader)
 
 
 def checked_commit(context: MemberContext, own: SealedJoin, size_elems: int, message: pb.Commit, sender: PeerId) -> Commit:
@@ -110,8 +110,12 @@ def checked_commit(context: MemberContext, own: SealedJoin, size_elems: int, mes
     return commit
 
 
-def _checked_plan(context: MemberContext, own: SealedJoin, size_elems: int, message: pb.Plan, leader: PeerId) -> Plan:
-    """A leader's plan must be the one that follows from its joins, and hold ours."""
+def checked_plan(context: MemberContext, own: SealedJoin, size_elems: int, message: pb.Plan, leader: PeerId) -> Plan:
+    """Read a plan, which must be the one that follows from its joins, and hold ours.
+
+    Raises:
+        RemoteProtocolError: it is another.
+    """
     if own.sealed not in message.sealed_joins:
         raise RemoteProtocolError(leader, "a plan without our join")
     count = len(message.sealed_joins)
@@ -122,7 +126,7 @@ def _checked_plan(context: MemberContext, own: SealedJoin, size_elems: int, mess
     plan = plan_from_message(message, members, leader)
     for member in members:
         require(_subject(member) == _subject(own), leader, f"a plan that mixes us with {member.peer.short} of another round or state")
-    require(plan.index_of(leader) == 0, leader, "a plan that its sender does not lead")
+    require(plan.index_of(leader) is not None, leader, "a plan that its sender is not in")  # who leads it may be gone by now
     try:
         expected = first_plan(context, members, size_elems, plan.counted, plan.number)
     except RoundError as error:

@@ -75,6 +75,10 @@ class RoundServer:
         self._rounds.check_turn(sender, round_id)
         if call.stand_in:
             self._stand_ins.wanted(sender, round_id)
+        elif plan := self._rounds.gathering(round_id).plan_with(sender):
+            answer = pb.ClosingReply()
+            answer.plan.ParseFromString(plan.encode())
+            return answer.SerializeToString()
         else:
             self._rounds.gathering(round_id).closing_heard(sender, call.failures)
         return pb.ClosingReply(coming=self._rounds.on_our_way_to(round_id)).SerializeToString()

@@ -99,11 +99,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line of the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m scripts.bench.links", description="One averaging round over links of stated speeds.")
     parser.add_argument("--mbit", type=_speeds, default=[100.0] * 4, help="speed of each peer's link, comma-separated, 10^6 bit/s")
-    parser.add_argument("--mib", type=int, default=32, help="size of every peer's fp32 vector, MiB")
+    parser.add_argument("--mib", type=int, default=64, help="size of every peer's fp32 vector, MiB")
     parser.add_argument("--block-kib", type=int, default=512, help="size of our blocks, KiB")
     parser.add_argument("--without-hivemind", action="store_true", help="ours only")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each system that count")
-    parser.add_argument("--warm-up", type=int, default=4, help="rounds of each system before those, in which bandwidths are learnt")
+    parser.add_argument("--warm-up", type=int, default=3, help="rounds of each system before those, in which bandwidths are learnt")
     parser.add_argument("--congestion", default="cubic", help="TCP congestion control of all hosts")
     parser.add_argument("--timeout-s", type=float, default=120.0, help="deadline of one round, seconds")
     parser.add_argument("--json", action="store_true", help="end standard output with one JSON object on a line")

@@ -12,12 +12,15 @@ from peers.averaging import settling
 from peers.averaging.gathering import LeftOut
 from peers.averaging.verdicts import verdict_bytes
 from peers.simulation import run_simulated
+from peers.testing import KeyNotary, make_key
 from peers.transport.simulated import LinkSpec
 from protocols.codecs import codec_named
+from protocols.frames import HEARTBEAT
 from protocols.ids import Epoch, RoundId
 from protocols.messages import Commit, Plan
 from protocols.rendezvous import rendezvous_order
 from tests.helpers.averaging_swarm import RUN, SimulatedSwarm, averaged, rules, same_bytes
+from tests.helpers.swarm_tampering import Tamper
 
 SIZE_ELEMS = 1000
 
@@ -131,6 +134,34 @@ def test_a_crash_at_any_moment_leaves_the_survivors_with_the_same_bytes(victim: 
             assert same_bytes(done)
             assert done[0].weight >= 3
             assert asyncio.get_running_loop().time() < moment_s + 1.0  # its connections break, or nobody listens where it was
+
+    run_simulated(main(), seed=3)
+
+
+@pytest.mark.parametrize("told", range(5))
+def test_a_leader_that_crashes_while_it_sends_the_plan_costs_no_stall(told: int) -> None:
+    """Whoever has not got it is in it all the same, and gets it from the others."""
+    plans = count()
+    peers = [KeyNotary(make_key(number)).peer for number in range(6)]
+    leader = peers.index(rendezvous_order(RoundId(RUN, Epoch(0)), peers)[0])
+
+    async def main() -> None:
+        def send_and_crash(method: str, message: bytes) -> list[bytes]:
+            if method == "join" and message != HEARTBEAT and next(plans) >= told:
+                swarm.network.crash(peers[leader])
+                return []
+            return [message]
+
+        link = LinkSpec(latency_s=0.02, bandwidth_bytes_per_s=2e5)
+        async with SimulatedSwarm(6, link=link, tampers={leader: Tamper(served=send_and_crash)}) as swarm:
+            survivors = [number for number in range(6) if number != leader]
+            doomed = asyncio.ensure_future(swarm.round(SIZE_ELEMS, who=[leader]))
+            outcomes = await swarm.round(SIZE_ELEMS, who=survivors)
+            doomed.cancel()
+            assert next(plans) > told
+            assert len(averaged(outcomes)) == 5, outcomes
+            assert same_bytes(averaged(outcomes))
+            assert asyncio.get_running_loop().time() < 1.5
 
     run_simulated(main(), seed=3)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from peers.averaging.context import MemberContext
-from peers.averaging.plans import _checked_plan, first_plan
+from peers.averaging.plans import checked_plan, first_plan
 from peers.simulation import run_simulated
 from peers.testing import FixedDirectory, KeyNotary, make_key
 from peers.transport.simulated import LinkSpec, SimulatedNetwork, SimulatedTransport
@@ -47,10 +47,10 @@ def test_a_leader_counts_everybody_in_its_plan_and_has_more_than_half_of_them(co
             plan = replace(first_plan(context, joins, SIZE_ELEMS, COUNT, 0), counted=counted)
             message, leader = parse(pb.Plan, plan.encode(), None), joins[0].peer
             if sound:
-                assert _checked_plan(context, joins[1], SIZE_ELEMS, message, leader) == plan
+                assert checked_plan(context, joins[1], SIZE_ELEMS, message, leader) == plan
                 return
             with pytest.raises(RemoteProtocolError, match="counts") as caught:
-                _checked_plan(context, joins[1], SIZE_ELEMS, message, leader)
+                checked_plan(context, joins[1], SIZE_ELEMS, message, leader)
             assert caught.value.peer == leader
             assert notary.opened == 0
 

@@ -47,12 +47,14 @@ class Closing(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., round_index: _Optional[int] = ..., stand_in: _Optional[bool] = ..., failures: _Optional[int] = ...) -> None: ...
 
 class ClosingReply(_message.Message):
-    __slots__ = ("commit", "coming")
+    __slots__ = ("commit", "coming", "plan")
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     COMING_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
     commit: Commit
     coming: bool
-    def __init__(self, commit: _Optional[_Union[Commit, _Mapping]] = ..., coming: _Optional[bool] = ...) -> None: ...
+    plan: Plan
+    def __init__(self, commit: _Optional[_Union[Commit, _Mapping]] = ..., coming: _Optional[bool] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ...) -> None: ...
 
 class BlockTask(_message.Message):
     __slots__ = ("block", "member")
