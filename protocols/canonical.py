@@ -82,10 +82,10 @@ def to_milliseconds(time: SwarmTime) -> int:
     Raises:
         ValueError: negative, not finite, or beyond 2^52 ms.
     """
-    # Rounding before flooring keeps a time that was read from milliseconds where it was, although 1/1000 is no binary fraction.
     if not 0 <= time <= _MAX_MILLISECONDS / 1000:
         raise ValueError(f"{time} is not a time since 1970")
-    return int(round(time * 1000, 3) // 1)
+    nearest = round(time * 1000)
+    return nearest if nearest / 1000 == time else int(time * 1000 // 1)  # 1/1000 is no binary fraction, so flooring alone loses some
 
 
 def from_milliseconds(milliseconds: int) -> SwarmTime:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from protocols.canonical import from_milliseconds, pack_fields, pack_time, to_milliseconds, unpack_fields, unpack_time
@@ -171,6 +171,7 @@ def test_malformed_keys_and_signatures_are_simply_wrong() -> None:
 
 
 @given(st.integers(0, 2**52))
+@example(8_749_135_907_897)
 def test_times_on_the_wire_stay_where_they_are(milliseconds: int) -> None:
     time = from_milliseconds(milliseconds)
     assert to_milliseconds(time) == milliseconds
