@@ -84,8 +84,8 @@ def to_milliseconds(time: SwarmTime) -> int:
     """
     if not 0 <= time <= _MAX_MILLISECONDS / 1000:
         raise ValueError(f"{time} is not a time since 1970")
-    nearest = round(time * 1000)
-    return nearest if nearest / 1000 == time else int(time * 1000 // 1)  # 1/1000 is no binary fraction, so flooring alone loses some
+    floor = int(time * 1000 // 1)  # may be one off, because 1/1000 is no binary fraction
+    return next((near for near in (floor, floor + 1, floor - 1) if near / 1000 == time), floor)
 
 
 def from_milliseconds(milliseconds: int) -> SwarmTime:

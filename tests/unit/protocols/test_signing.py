@@ -172,6 +172,7 @@ def test_malformed_keys_and_signatures_are_simply_wrong() -> None:
 
 @given(st.integers(0, 2**52))
 @example(8_749_135_907_897)
+@example(4_467_760_140_955_557)
 def test_times_on_the_wire_stay_where_they_are(milliseconds: int) -> None:
     time = from_milliseconds(milliseconds)
     assert to_milliseconds(time) == milliseconds
