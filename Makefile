@@ -15,7 +15,7 @@ PIP_INSTALL := PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --disable-pip
 SOURCE_ONLY := --no-build-isolation --no-binary=prefetch-generator,python-baseconv,varint
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-quick demo lint format bench containers-test clean
+.PHONY: help setup system-tools test test-quick demo lint format bench containers-test clean
 
 help: ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -37,8 +37,15 @@ $(STAMP): pyproject.toml constraints/cpu.txt constraints/libp2p.txt
 	@touch $@
 	@echo "Done: $(VENV)/bin/swarm-peer --help"
 
-test: setup ## every check: format, lint, types, layers, unit, contract, integration and end-to-end tests
+test: setup system-tools ## every check: format, lint, types, layers, unit, contract, integration and end-to-end tests
 	@$(RUN) -m pytest --durations=10
+
+system-tools: ## what one test needs beside .venv: nftables and iproute2
+	@command -v nft >/dev/null && command -v ip >/dev/null || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+		echo "Installing nftables and iproute2: a test puts a member behind a router." && \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq nftables iproute2 >/dev/null; } || { \
+		echo "A test puts a member behind a router: install nftables and iproute2 (as root: apt-get install nftables iproute2)." >&2; exit 1; }
 
 test-quick: setup ## the checks that need no sockets: under a minute
 	@$(RUN) -m pytest tests/architecture tests/unit

@@ -86,12 +86,14 @@ class GatheringHooks:
         on_our_way: whether we are still in an earlier round of the epoch.
         blame: called with a member that broke the protocol, and how.
         believes: whether a member may tell us that the round is closed: not if it has, and could not show the result.
+        is_new: whether we may take part in a plan: not if we have, and did not get to its end.
     """
 
     on_close: Callable[[], None]
     on_our_way: Callable[[], bool]
     blame: Blame
     believes: Callable[[PeerId], bool] = lambda _peer: True
+    is_new: Callable[[Plan], bool] = lambda _plan: True
 
 
 class Gathering:
@@ -318,7 +320,7 @@ class Gathering:
             reply = await self._context.transport.call(endpoint, "closing", request.encode(), timeout_s=timeout_s)
             answer = parse(pb.ClosingReply, reply, peer)
             if answer.HasField("plan") and self._own:
-                self._conclude(checked_plan(self._context, self._own, self._size_elems, answer.plan, peer))
+                self._take(checked_plan(self._context, self._own, self._size_elems, answer.plan, peer), peer)
                 return
             self._dispatch(CallAnswered(peer, answer.coming))
             if not answer.coming and peer not in self._standing and self._called[peer] > 1:
@@ -342,8 +344,8 @@ class Gathering:
             return
         try:
             plan = await ask_to_join(self._context, leader, self._own, self._size_elems, patience_s)
-            self._asking = None
-            self._conclude(plan)
+            self._asking = self._asked = None
+            self._take(plan, leader)
         except TooLate as late:
             self._asking = self._asked = None
             self._hear(late)
@@ -359,6 +361,13 @@ class Gathering:
             if isinstance(error, RemoteRefusal) and error.code in _FINAL_REFUSALS:
                 self._left_out = error.reason
             self._unavailable(error, leader)
+
+    def _take(self, plan: Plan, sender: PeerId) -> None:
+        """Somebody says that we are in this plan."""
+        if self._hooks.is_new(plan):
+            self._conclude(plan)
+        else:
+            self._dispatch(LeaderUnwilling(sender))
 
     def _hear(self, late: TooLate) -> None:
         """Somebody says that the round is closed."""

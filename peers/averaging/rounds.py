@@ -73,6 +73,7 @@ class Rounds:
                 lambda: self.on_our_way_to(round_id),
                 self._blame,
                 lambda peer: (round_id, peer) not in self._disbelieved,
+                lambda plan: self.exchanges.peek(plan.digest) is None,
             )
             rules, number = self._rendezvous_rules(round_id, failures), self._gathered[round_id]
             self._gatherings[round_id] = Gathering(self._context, round_id, rules, hooks, number)
