@@ -110,28 +110,28 @@ def checked_commit(context: MemberContext, own: SealedJoin, size_elems: int, mes
     return commit
 
 
-def checked_plan(context: MemberContext, own: SealedJoin, size_elems: int, message: pb.Plan, leader: PeerId) -> Plan:
+def checked_plan(context: MemberContext, own: SealedJoin, size_elems: int, message: pb.Plan, sender: PeerId) -> Plan:
     """Read a plan, which must be the one that follows from its joins, and hold ours.
 
     Raises:
         RemoteProtocolError: it is another.
     """
     if own.sealed not in message.sealed_joins:
-        raise RemoteProtocolError(leader, "a plan without our join")
+        raise RemoteProtocolError(sender, "a plan without our join")
     count = len(message.sealed_joins)
-    require(count <= context.rules.max_group, leader, f"a plan of {count} members")  # before a signature is verified
+    require(count <= context.rules.max_group, sender, f"a plan of {count} members")  # before a signature is verified
     # A leader counts whom it takes in, and forms no group of half of those counted or fewer: such a plan could never be committed.
-    require(count <= message.counted < 2 * count, leader, f"a plan of {count} members that counts {message.counted}")
+    require(count <= message.counted < 2 * count, sender, f"a plan of {count} members that counts {message.counted}")
     members = tuple(own if sealed == own.sealed else open_join(context, sealed) for sealed in message.sealed_joins)
-    plan = plan_from_message(message, members, leader)
+    plan = plan_from_message(message, members, sender)
     for member in members:
-        require(_subject(member) == _subject(own), leader, f"a plan that mixes us with {member.peer.short} of another round or state")
-    require(plan.index_of(leader) is not None, leader, "a plan that its sender is not in")  # who leads it may be gone by now
+        require(_subject(member) == _subject(own), sender, f"a plan that mixes us with {member.peer.short} of another round or state")
+    require(plan.index_of(sender) is not None, sender, "a plan that its sender is not in")  # who leads it may be gone by now
     try:
         expected = first_plan(context, members, size_elems, plan.counted, plan.number)
     except RoundError as error:
-        raise RemoteProtocolError(leader, f"a plan of members that can have none: {error}") from error
-    require(plan == expected, leader, "a plan that does not follow from its joins")
+        raise RemoteProtocolError(sender, f"a plan of members that can have none: {error}") from error
+    require(plan == expected, sender, "a plan that does not follow from its joins")
     return plan
 
 
