@@ -6,6 +6,7 @@
     report, announce_epoch, publish_snapshot   ──inbox──▶ PeerService.on_report, .on_epoch, .on_snapshot   in the order they were sent
     average, fetch_state (block)               ──inbox──▶ PeerService.average, .fetch_state                answers come back as futures
     view, epoch_closing, snapshot_wanted       ◀──────── set_view, close_epoch, want_snapshot             instant
+    replay_wanted, publish_replay              ◀───────▶ replay                                           asked and answered in order
     stopping; everything raises PeerStopped    ◀──────── stop                                             from any thread or signal handler
 """
 
@@ -19,12 +20,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
+import torch
+
+from peers.replay_queue import ReplayQueue
 from peers.state_snapshot import StateSnapshot
 from peers.training_peer import (
     Contribution,
     EpochAnnouncement,
     MemberView,
     PeerStopped,
+    ReplayRequest,
     RoundOutcome,
     RoundStatus,
     SwarmView,
@@ -41,6 +46,7 @@ __all__ = [
     "PeerHandle",
     "PeerService",
     "PeerStopped",
+    "ReplayRequest",
     "RoundOutcome",
     "RoundStatus",
     "SwarmView",
@@ -98,6 +104,7 @@ class PeerHandle:
         self._epochs_in_inbox = 0
         self._closing_epoch: int = -1
         self._snapshot_wanted = False
+        self._replays = ReplayQueue()
         self._stopping = False
 
     # ---- trainer side; `TrainingPeer` documents these ----
@@ -167,6 +174,16 @@ class PeerHandle:
             self._snapshot_wanted = False
             self._send(snapshot)
 
+    def replay_wanted(self) -> ReplayRequest | None:
+        """The oldest replay that somebody waits for; instant."""
+        with self._changed:
+            return self._replays.oldest
+
+    def publish_replay(self, request: ReplayRequest, vector: torch.Tensor | None) -> None:
+        """Hand over what a replay came to, or None if this member cannot do it; instant."""
+        with self._changed:
+            self._replays.answer(request, vector)
+
     def fetch_state(self) -> StateSnapshot:
         """The swarm's newest state by majority, verified; blocks.
 
@@ -228,11 +245,34 @@ class PeerHandle:
             self._snapshot_wanted = True
             self._changed.notify_all()
 
+    async def replay(self, request: ReplayRequest) -> torch.Tensor | None:
+        """Have the trainer compute a contribution again, between its micro-batches; requests are served in the order they came.
+
+        Several that ask for the same share one answer. Runs on the event loop. Cancellation: nothing is computed for nobody.
+
+        Returns:
+            flat_D, fp32 on the CPU, shared: not to be written to. None: this member cannot, as it does not hold that state, has no data,
+            has `replay_queue.MAX_REPLAYS` others to do, or is stopping; that says nothing about the contribution.
+        """
+        with self._changed:
+            if self._stopping:
+                return None
+            answer = self._replays.add(request)
+            self._changed.notify_all()
+        if answer is None:
+            return None
+        try:
+            return await asyncio.shield(asyncio.wrap_future(answer))
+        finally:
+            with self._changed:
+                self._replays.leave(request, answer)
+
     def stop(self) -> None:
         """Make every blocking call raise PeerStopped and `serve` return. From any thread or signal handler; idempotent."""
         with self._changed:
             self._stopping = True
             unanswered = list(self._unanswered)
+            self._replays.answer_all(None)
             self._changed.notify_all()
             self._wake()
         for answer in unanswered:
@@ -241,7 +281,7 @@ class PeerHandle:
     # ---- inside ----
 
     def _called(self) -> bool:
-        return self._stopping or self.epoch_closing() or self._snapshot_wanted or self._view.behind
+        return self._stopping or self.epoch_closing() or self._snapshot_wanted or self._view.behind or self._replays.oldest is not None
 
     def _ask(self, request: _AverageRequest | _FetchRequest) -> None:
         with self._changed:

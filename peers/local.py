@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 
+import torch
+
 from peers.state_snapshot import StateSnapshot
-from peers.training_peer import Contribution, MemberView, PeerStopped, RoundOutcome, RoundStatus, SwarmView
+from peers.training_peer import Contribution, MemberView, PeerStopped, ReplayRequest, RoundOutcome, RoundStatus, SwarmView
 from protocols.errors import RoundError
 from protocols.ids import Epoch, PeerId
 
@@ -87,6 +89,13 @@ class LocalPeer:
 
     def publish_snapshot(self, snapshot: StateSnapshot) -> None:
         """Nobody fetches it."""
+
+    def replay_wanted(self) -> ReplayRequest | None:
+        """Nobody asks."""
+        return None
+
+    def publish_replay(self, request: ReplayRequest, vector: torch.Tensor | None) -> None:
+        """Nobody waits for it."""
 
     def fetch_state(self) -> StateSnapshot:
         """There is nobody to fetch from.

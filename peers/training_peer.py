@@ -41,14 +41,36 @@ class Contribution:
 
     Args:
         epoch: the epoch it was computed in (updates applied to the state it was computed from).
-        vector: flat_D, fp32 on the CPU: the mean gradient over `weight` samples. Not written to after it was handed over.
+        vector: flat_D, fp32 on the CPU: the mean gradient over samples first_sample .. first_sample + weight - 1 of this member in that
+            epoch. Not written to after it was handed over.
         weight: samples; 0 for a helper.
         state_hash: of the state it was computed from (32 bytes).
+        first_sample: index of the first of them, as `swarm.data.assignment` counts: anybody can draw the same and compute the vector again.
     """
 
     epoch: Epoch
     vector: torch.Tensor
     weight: float
+    state_hash: bytes
+    first_sample: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayRequest:
+    """Compute again what another member contributed, from public data.
+
+    Args:
+        epoch: of the contribution.
+        peer: whose samples.
+        first_sample: index of the first of them.
+        samples: how many, at least 1.
+        state_hash: of the state it was computed from (32 bytes).
+    """
+
+    epoch: Epoch
+    peer: PeerId
+    first_sample: int
+    samples: int
     state_hash: bytes
 
 
@@ -151,7 +173,7 @@ class TrainingPeer(Protocol):
         """Whether to call `average` now; instant."""
 
     def wait_for_call(self, timeout_s: float) -> bool:
-        """Wait until something is wanted of the trainer (epoch closing, behind, snapshot wanted), at most `timeout_s`. For helpers.
+        """For helpers: wait until something is wanted (epoch closing, behind, snapshot or replay wanted), at most `timeout_s`.
 
         Raises:
             PeerStopped: the peer is stopping.
@@ -179,6 +201,18 @@ class TrainingPeer(Protocol):
 
     def publish_snapshot(self, snapshot: StateSnapshot) -> None:
         """Hand over a copy of the state to serve; instant."""
+
+    def replay_wanted(self) -> ReplayRequest | None:
+        """The oldest replay that somebody waits for, the same one until it is published or nobody waits any more; instant."""
+
+    def publish_replay(self, request: ReplayRequest, vector: torch.Tensor | None) -> None:
+        """Hand over what a replay came to; instant. Nothing happens if nobody waits for it any more.
+
+        Args:
+            request: as `replay_wanted` gave it.
+            vector: flat_D, fp32 on the CPU, the mean gradient over the samples, not written to afterwards; None: this member cannot replay
+                it, as it does not hold that state, or has no data.
+        """
 
     def fetch_state(self) -> StateSnapshot:
         """The swarm's newest state by majority, verified; blocks.

@@ -26,6 +26,9 @@ MAX_SPEC_BYTES = 64 * 1024
 _SPEC_DOMAIN = b"swarm.v1.run-spec"
 _RUN_DOMAIN = b"swarm.v1.run-id"
 
+Aggregator = Literal["mean", "centered_clip", "trimmed_mean", "coordinate_median", "geometric_median", "krum", "multi_krum"]
+"""Names of the ways to aggregate."""
+
 _Positive = Annotated[float, Field(gt=0)]
 _Fraction = Annotated[float, Field(ge=0, lt=1)]
 _FileName = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f]+$")]
@@ -172,6 +175,30 @@ class AdmissionSection(_Section):
     mode: Literal["open", "private"] = "open"
 
 
+class TrustSection(_Section):
+    """How members guard against each other.
+
+    Args:
+        verify: commit to every block, check every reduction and audit contributions, in every round; False: believe everybody.
+        aggregator: what a reducer makes of the members' blocks, see `protocols.aggregation`.
+        bucket: contributions averaged at random into one before they are aggregated; 1: each stands for itself.
+        auditors: members drawn in each group and epoch, each of which replays the contribution of one other.
+        audit_tolerance: largest relative distance ||replayed - contributed|| / ||replayed|| that different hardware may explain.
+        weight_cap: nobody's samples count for more than this many times the group's median.
+        probation_epochs: epochs in which a newcomer's work is audited and counts nothing.
+        byzantine_fraction: of a group that trimmed mean and krum withstand; they leave out accordingly many.
+    """
+
+    verify: bool = True
+    aggregator: Aggregator = "centered_clip"
+    bucket: Annotated[int, Field(ge=1)] = 1
+    auditors: Annotated[int, Field(ge=0, le=32)] = 1
+    audit_tolerance: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    weight_cap: Annotated[float, Field(ge=1)] = 4.0
+    probation_epochs: Annotated[int, Field(ge=0, le=1000)] = 2
+    byzantine_fraction: Annotated[float, Field(ge=0, lt=0.5)] = 0.45
+
+
 class RunSpec(_Section):
     """All that members of a run share. Frozen; unknown keys are refused."""
 
@@ -182,6 +209,7 @@ class RunSpec(_Section):
     schedule: ScheduleSection = ScheduleSection()
     averaging: AveragingSection = AveragingSection()
     admission: AdmissionSection = AdmissionSection()
+    trust: TrustSection = TrustSection()
 
     @classmethod
     def from_toml(cls, text: str) -> RunSpec:

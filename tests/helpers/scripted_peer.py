@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from peers.bridge import Contribution, RoundOutcome, RoundStatus, SwarmView
+from peers.bridge import Contribution, ReplayRequest, RoundOutcome, RoundStatus, SwarmView
 from peers.local import LocalPeer
 from peers.state_snapshot import StateSnapshot
 from protocols.errors import RoundError
@@ -43,6 +43,8 @@ class ScriptedPeer:
     announced: list[tuple[int, bytes, int]] = field(default_factory=list)
     published: list[StateSnapshot] = field(default_factory=list)
     contributions: list[Contribution] = field(default_factory=list)
+    replays: deque[ReplayRequest] = field(default_factory=deque)
+    replayed: list[tuple[ReplayRequest, torch.Tensor | None]] = field(default_factory=list)
 
     def report(self, samples: int, samples_per_s: float, loss: float | None, phase: str) -> None:
         self.reports.append((samples, phase))
@@ -80,6 +82,13 @@ class ScriptedPeer:
             raise self.state
         assert self.state is not None
         return self.state
+
+    def replay_wanted(self) -> ReplayRequest | None:
+        return self.replays[0] if self.replays else None
+
+    def publish_replay(self, request: ReplayRequest, vector: torch.Tensor | None) -> None:
+        assert request == self.replays.popleft()
+        self.replayed.append((request, vector))
 
     def stopping(self) -> bool:
         return self.stopped

@@ -16,12 +16,14 @@ from peers.bridge import (
     EpochAnnouncement,
     PeerHandle,
     PeerStopped,
+    ReplayRequest,
     RoundOutcome,
     RoundStatus,
     SwarmView,
     TrainerReport,
 )
 from peers.local import LocalPeer
+from peers.replay_queue import MAX_REPLAYS
 from peers.state_snapshot import StateSnapshot
 from protocols.errors import RemoteTimeout, RoundError, StateDirError
 from protocols.ids import Epoch, PeerId
@@ -274,3 +276,103 @@ def test_a_peer_on_its_own_closes_its_epochs_with_its_own_contribution() -> None
     for blocking in (lambda: peer.average(mine), lambda: peer.wait_for_call(60.0), lambda: peer.pause(60.0)):
         with pytest.raises(PeerStopped):
             blocking()
+
+
+def request(first_sample: int = 0) -> ReplayRequest:
+    return ReplayRequest(Epoch(2), ME, first_sample, 8, b"h" * 32)
+
+
+async def asked_for(handle: PeerHandle, *requests: ReplayRequest) -> list[asyncio.Task[torch.Tensor | None]]:
+    tasks = [asyncio.create_task(handle.replay(one)) for one in requests]
+    await asyncio.wait(tasks, timeout=0)  # each has begun
+    return tasks
+
+
+def test_replays_are_asked_for_in_order_and_equal_ones_share_an_answer() -> None:
+    handle, vector = PeerHandle(), torch.ones(3)
+
+    async def main() -> None:
+        assert handle.replay_wanted() is None
+        first, second, again = await asked_for(handle, request(0), request(8), request(0))
+        assert handle.replay_wanted() == request(0)
+        assert handle.wait_for_call(60.0)
+        await asyncio.to_thread(handle.publish_replay, request(0), vector)
+        assert await first is vector
+        assert await again is vector
+        assert handle.replay_wanted() == request(8)
+        assert not second.done()
+        handle.publish_replay(request(8), None)
+        assert await second is None
+        assert handle.replay_wanted() is None
+        assert not handle.wait_for_call(0.0)
+
+    asyncio.run(main())
+
+
+def test_a_replay_is_wanted_until_the_last_who_asked_has_gone() -> None:
+    handle, vector = PeerHandle(), torch.ones(3)
+
+    async def main() -> None:
+        first, again = await asked_for(handle, request(0), request(0))
+        first.cancel()
+        await asyncio.wait([first])
+        assert first.cancelled()
+        assert handle.replay_wanted() == request(0)
+        again.cancel()
+        await asyncio.wait([again])
+        assert handle.replay_wanted() is None
+        handle.publish_replay(request(0), vector)  # it came too late, and is nobody's answer to a later question
+        (later,) = await asked_for(handle, request(0))
+        assert handle.replay_wanted() == request(0)
+        assert not later.done()
+        handle.publish_replay(request(0), vector)
+        assert await later is vector
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_asker_does_not_cancel_the_other() -> None:
+    handle, vector = PeerHandle(), torch.ones(3)
+
+    async def main() -> None:
+        first, again = await asked_for(handle, request(0), request(0))
+        first.cancel()
+        await asyncio.wait([first])
+        handle.publish_replay(request(0), vector)
+        assert await again is vector
+
+    asyncio.run(main())
+
+
+def test_too_many_replays_are_answered_with_none_at_once() -> None:
+    handle = PeerHandle()
+
+    async def main() -> None:
+        waiting = await asked_for(handle, *(request(number) for number in range(MAX_REPLAYS)))
+        assert await handle.replay(request(MAX_REPLAYS)) is None
+        assert not any(task.done() for task in waiting)
+        (same,) = await asked_for(handle, request(3))
+        assert not same.done()
+        handle.stop()
+        assert await asyncio.gather(*waiting, same) == [None] * (MAX_REPLAYS + 1)
+
+    asyncio.run(main())
+
+
+def test_a_stop_from_anywhere_answers_replays_with_none_now_and_later() -> None:
+    handle = PeerHandle()
+
+    async def main() -> None:
+        (waiting,) = await asked_for(handle, request())
+        await asyncio.to_thread(handle.stop)
+        assert await waiting is None
+        assert handle.replay_wanted() is None
+        assert await handle.replay(request()) is None
+
+    asyncio.run(main())
+
+
+def test_a_peer_on_its_own_is_never_asked_for_a_replay() -> None:
+    peer = LocalPeer(ME, 8)
+    peer.publish_replay(request(), torch.ones(3))
+    assert peer.replay_wanted() is None

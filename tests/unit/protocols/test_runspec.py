@@ -32,10 +32,14 @@ def test_every_section_is_read() -> None:
         '[data]\nsource = "files"\nfiles = ["a.txt", "b.txt"]\nfingerprint = "' + "ab" * 32 + '"\n'
         '[optimizer]\nname = "sgd"\nlearning_rate = 1\nmomentum = 0.9\nbetas = [0, 0.5]\n'
         '[schedule]\nwarmup_epochs = 3\n[averaging]\ncodec = "fp16"\n[admission]\nmode = "private"\n'
+        '[trust]\nverify = false\naggregator = "krum"\nbucket = 2\nauditors = 0\nweight_cap = 1\nprobation_epochs = 0\n'
     )
     assert read.data.files == ("a.txt", "b.txt")
     assert (read.optimizer.learning_rate, read.optimizer.betas) == (1.0, (0.0, 0.5))
     assert (read.schedule.warmup_epochs, read.averaging.codec, read.admission.mode) == (3, "fp16", "private")
+    trust = read.trust
+    assert (trust.verify, trust.aggregator, trust.bucket, trust.auditors) == (False, "krum", 2, 0)
+    assert (trust.weight_cap, trust.probation_epochs, trust.audit_tolerance, trust.byzantine_fraction) == (1.0, 0, 0.02, 0.45)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,16 @@ def test_every_section_is_read() -> None:
             BASE + '[averaging]\ncodec = "int3"',
             "averaging.codec cannot be 'int3': it should be 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'e3m0' or 'adaptive-int8'.",
         ),
+        (BASE + '[trust]\naggregator = "median"', "trust.aggregator cannot be 'median'"),
+        (BASE + "[trust]\nauditors = 33", "trust.auditors cannot be 33: it should be less than or equal to 32."),
+        (BASE + "[trust]\nbucket = 0", "trust.bucket cannot be 0"),
+        (BASE + "[trust]\nverify = 1", "trust.verify cannot be 1"),
+        (BASE + "[trust]\naudit_tolerance = 0", "trust.audit_tolerance cannot be 0: it should be greater than 0."),
+        (BASE + "[trust]\naudit_tolerance = 1.0", "trust.audit_tolerance cannot be 1.0: it should be less than 1."),
+        (BASE + "[trust]\nweight_cap = 0.5", "trust.weight_cap cannot be 0.5"),
+        (BASE + "[trust]\nprobation_epochs = 1001", "trust.probation_epochs cannot be 1001"),
+        (BASE + "[trust]\nbyzantine_fraction = 0.5", "trust.byzantine_fraction cannot be 0.5: it should be less than 0.5."),
+        (BASE + "[trust]\nauditor = 1", "trust.auditor is not a known setting: did you mean trust.auditors?"),
         (BASE + '[data]\nsource = "files"', 'source = "files" needs files'),
         (BASE + '[data]\nfiles = ["a"]', 'only read with source = "files"'),
         (BASE + '[data]\nsource = "files"\nfiles = ["a", "a"]', "a file is listed twice"),
@@ -112,7 +126,9 @@ def test_canonical_bytes_are_pinned() -> None:
         b'"data":{"files":[],"fingerprint":null,"holdout_percent":5,"sequence_length":128,"source":"stdlib"},'
         b'"model":{"config":null,"preset":"tiny"},"optimizer":{"betas":[0.9,0.95],"eps":1e-08,"grad_clip_norm":1.0,"learning_rate":0.001,'
         b'"momentum":0.0,"name":"adamw","rule":"gradient","target_batch_samples":256,"weight_decay":0.01},"run":{"name":"a","seed":0},'
-        b'"schedule":{"final_fraction":0.1,"kind":"cosine","total_epochs":1000,"warmup_epochs":0}}'
+        b'"schedule":{"final_fraction":0.1,"kind":"cosine","total_epochs":1000,"warmup_epochs":0},'
+        b'"trust":{"aggregator":"centered_clip","audit_tolerance":0.02,"auditors":1,"bucket":1,"byzantine_fraction":0.45,'
+        b'"probation_epochs":2,"verify":true,"weight_cap":4.0}}'
     )
 
 
