@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from peers.interfaces import Clock
 from protocols.ids import PeerId
-from protocols.signing import MembershipCheck, Sealer, open_envelope
+from protocols.signing import MembershipCheck, Sealer, open_envelope, open_old_envelope
 
 
 class MemberNotary:
@@ -34,3 +34,11 @@ class MemberNotary:
             RemoteProtocolError: bad signature, other run, other kind, expired, not a member.
         """
         return open_envelope(sealed, kind, self._sealer.run, self._clock.now(), self._membership)
+
+    def open_old(self, kind: str, sealed: bytes) -> tuple[PeerId, bytes]:
+        """Check a signed payload as of the time when it was signed, which must not lie in the future.
+
+        Raises:
+            RemoteProtocolError: as `open`, but for its age.
+        """
+        return open_old_envelope(sealed, kind, self._sealer.run, self._clock.now(), self._membership)

@@ -44,6 +44,10 @@ class KeyNotary:
             raise RemoteProtocolError(peer, "bad signature")
         return peer, payload
 
+    def open_old(self, kind: str, sealed: bytes) -> tuple[PeerId, bytes]:
+        """See `Notary.open_old`."""
+        return self.open(kind, sealed)
+
 
 @dataclass
 class FixedDirectory:

@@ -120,5 +120,5 @@ def accepted_weight(plan: Plan, masks: dict[BlockIndex, int]) -> float:
         start = block * plan.block_elems
         elems = min(start + plan.block_elems, plan.size_elems) - start
         contributors = (i for i in range(len(plan.members)) if masks[block] >> i & 1)
-        weighted_elems += elems * sum(plan.members[i].join.weight for i in fold_order(plan, contributors))
+        weighted_elems += elems * sum(plan.weights[i] for i in fold_order(plan, contributors))
     return weighted_elems / plan.size_elems

@@ -46,7 +46,7 @@ class BlockBytes:
         block: which block.
         data: its encoding.
         contributors: bit i is set if member i of the plan went into a result; 0 for a part.
-        content: `content_hash` of the data of a result; empty if nobody has computed it yet.
+        content: `content_hash` of the data; empty if nobody has computed it yet.
     """
 
     kind: FrameKind
@@ -80,13 +80,14 @@ def fresh_buffer(_block: BlockIndex, total_bytes: int) -> BytesLike:
 class FrameReader:
     """Puts the frames of one stream together again, believing nothing.
 
-    Results are hashed chunk by chunk, while a chunk is still in the processor's cache.
+    What is hashed is hashed chunk by chunk, while a chunk is still in the processor's cache.
 
     Args:
         sender: whom to blame.
         kind: the only kind of block this stream may carry.
         expected_bytes: block -> exact length of its encoding; a block that is absent, or comes twice, is refused.
         buffer_for: gives the memory (writable, of just that length) that an encoded block is put together in.
+        hashed: whether to hash parts too; results always are.
     """
 
     def __init__(
@@ -95,11 +96,14 @@ class FrameReader:
         kind: FrameKind,
         expected_bytes: dict[BlockIndex, int],
         buffer_for: Callable[[BlockIndex, int], BytesLike] = fresh_buffer,
+        *,
+        hashed: bool = False,
     ) -> None:
         self._sender = sender
         self._kind = kind
         self._waiting = dict(expected_bytes)
         self._buffer_for = buffer_for
+        self._hashed = hashed or kind is FrameKind.RESULT
         self._current: BlockBytes | None = None
         self._hasher = blake3()
         self._filled = 0
@@ -142,10 +146,10 @@ class FrameReader:
             raise RemoteProtocolError(self._sender, f"a chunk of {len(chunk)} bytes does not fit block {block}")
         memoryview(current.data)[offset : offset + len(chunk)] = chunk
         self._filled = offset + len(chunk)
-        if self._kind is FrameKind.RESULT:
+        if self._hashed:
             self._hasher.update(chunk)
         if self._filled < total:
             return None
         del self._waiting[block]
         self._current = None
-        return replace(current, content=self._hasher.digest()) if self._kind is FrameKind.RESULT else current
+        return replace(current, content=self._hasher.digest()) if self._hashed else current

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import median_low
 from typing import Any, TypeVar
 
 from blake3 import blake3
@@ -209,6 +210,7 @@ class Plan:
         absent: members that did not report on the attempt before and take no further part.
         counted: live members of the group as its leader counted them, those in the plan included; more than half of them must report.
         number: groups that its leader had gathered for this round before: a group that forms again is not taken for the one that broke up.
+        weight_cap: nobody counts for more than so many times the median of what members brought; 0 for no limit.
     """
 
     epoch: Epoch
@@ -224,6 +226,7 @@ class Plan:
     round_index: int = 0
     counted: int = 0
     number: int = 0
+    weight_cap: float = 0.0
 
     @property
     def electorate(self) -> int:
@@ -234,6 +237,16 @@ class Plan:
     def digest(self) -> bytes:
         """32 bytes that name this plan."""
         return blake3(b"swarm.v1.plan" + self.encode()).digest()
+
+    @cached_property
+    def weights(self) -> tuple[float, ...]:
+        """What each member counts for; see `weight_cap`. What comes from an earlier round was limited there."""
+        weights = tuple(member.join.weight for member in self.members)
+        brought = [weight for weight in weights if weight > 0]
+        if not self.weight_cap or self.round_index or not brought:
+            return weights
+        most = self.weight_cap * median_low(brought)
+        return tuple(min(weight, most) for weight in weights)
 
     def index_of(self, peer: PeerId) -> int | None:
         """Position of a member, None for a stranger."""
@@ -254,6 +267,7 @@ class Plan:
             round_index=self.round_index,
             counted=self.counted,
             number=self.number,
+            weight_cap=self.weight_cap,
         )
 
     def encode(self) -> bytes:
@@ -277,6 +291,7 @@ def plan_from_message(m: pb.Plan, members: tuple[SealedJoin, ...], sender: PeerI
     inside = all(t.block < num_blocks and t.member < len(members) for t in tasks)
     require(inside, sender, "a plan that names a block or member beyond its own")
     require(len({t.block for t in tasks}) == len(tasks), sender, "a plan that assigns a block twice")
+    require(m.weight_cap == 0 or 1 <= m.weight_cap <= MAX_WEIGHT, sender, f"a plan with an absurd limit of weights: {m.weight_cap}")
     absent = frozenset(m.absent)
     require(all(i < len(members) for i in absent), sender, "a plan that excludes a member it does not have")
     require(absent.isdisjoint(t.member for t in tasks), sender, "a plan that gives work to a member it excludes")
@@ -294,6 +309,7 @@ def plan_from_message(m: pb.Plan, members: tuple[SealedJoin, ...], sender: PeerI
         m.round_index,
         m.counted,
         m.number,
+        m.weight_cap,
     )
 
 
@@ -356,27 +372,6 @@ class Commit:
         require(m.round_index < MAX_ROUNDS, sender, f"an absurd round in its commit: {m.round_index}")
         hashes = require_hashes(m.block_hashes, sender, may_be_missing=False)
         return cls(m.first_plan_digest, Epoch(m.epoch), hashes, m.weight, m.state_hash, m.round_index)
-
-
-@dataclass(frozen=True, slots=True)
-class BlocksRequest:
-    """A member wants these result blocks of the round that began with this plan."""
-
-    first_plan_digest: bytes
-    blocks: tuple[BlockIndex, ...]
-
-    def encode(self) -> bytes:
-        """Wire bytes."""
-        return pb.BlocksRequest(first_plan_digest=self.first_plan_digest, blocks=self.blocks).SerializeToString(deterministic=True)
-
-    @classmethod
-    def decode(cls, data: bytes, sender: PeerId) -> BlocksRequest:
-        """Read and check."""
-        m = parse(pb.BlocksRequest, data, sender)
-        once = len(m.blocks) <= MAX_BLOCKS and len(set(m.blocks)) == len(m.blocks)
-        require(once, sender, "too many blocks, or one twice, in its request")
-        require(len(m.first_plan_digest) == HASH_BYTES, sender, "a request for blocks whose plan digest is not 32 bytes")
-        return cls(m.first_plan_digest, tuple(BlockIndex(b) for b in m.blocks))
 
 
 def content_hash(data: Any) -> bytes:

@@ -165,6 +165,18 @@ def open_envelope(data: bytes, kind: str, run: RunId, now: SwarmTime, membership
     return envelope.signer, envelope.payload
 
 
+def open_old_envelope(data: bytes, kind: str, run: RunId, now: SwarmTime, membership: MembershipCheck) -> tuple[PeerId, bytes]:
+    """As `open_envelope` for evidence, which is believed however old it is: everything must have been in order when it was signed.
+
+    Raises:
+        RemoteProtocolError: as `verify_envelope`; an envelope from the future is none of old.
+    """
+    envelope, _ = _read(data)
+    then = min(envelope.issued_at, SwarmTime(now + CLOCK_SKEW_S))
+    envelope = verify_envelope(data, kind, run, then, membership)
+    return envelope.signer, envelope.payload
+
+
 def _read(data: bytes) -> tuple[Envelope, bytes]:
     """Parse without believing; returns the envelope and its signed part."""
     if len(data) > MAX_ENVELOPE_BYTES:

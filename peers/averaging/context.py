@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from peers.bandwidth import Bandwidth
+from peers.conduct import HONEST, Conduct
 from peers.interfaces import Endpoint, Transport
 from peers.memory import KeptMemory
+from protocols.aggregation.base import Aggregator
 from protocols.codecs import Codec
 from protocols.ids import Epoch, PeerId, RunId
 from protocols.layout import Blocks
+from protocols.trust.ledger import Ledger
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -23,6 +26,17 @@ V = TypeVar("V")
 
 Blame = Callable[[PeerId, str], None]
 """Takes note of a member that broke the protocol, and how."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrustRules:
+    """How a run guards against its own members; `RunSpec.trust` says what each means."""
+
+    aggregator: Aggregator
+    auditors: int = 1
+    audit_tolerance: float = 0.02
+    weight_cap: float = 4.0
+    probation_epochs: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +51,7 @@ class AveragingRules:
         join_timeout_s: longest wait of a leader for the others; what rounds really take makes it shorter.
         stall_timeout_s: silence (not even a heartbeat) after which a member is taken for gone.
         round_timeout_s: longest time that a reducer waits for others' blocks; what rounds really take makes it shorter.
+        trust: how rounds are verified; None: everybody is believed.
     """
 
     run: RunId
@@ -46,6 +61,7 @@ class AveragingRules:
     join_timeout_s: float = 10.0
     stall_timeout_s: float = 3.0
     round_timeout_s: float = 3600.0
+    trust: TrustRules | None = None
 
     @property
     def heartbeat_s(self) -> float:
@@ -69,6 +85,13 @@ class Notary(Protocol):
 
         Raises:
             RemoteProtocolError: bad signature, other run, other kind, expired, not a member.
+        """
+
+    def open_old(self, kind: str, sealed: bytes) -> tuple[PeerId, bytes]:
+        """As `open` for a statement that may have expired by now: whether its signer was a member when it was made.
+
+        Raises:
+            RemoteProtocolError: as `open`.
         """
 
 
@@ -107,6 +130,8 @@ class MemberContext:
         dialable: whether others can reach us.
         bandwidth: measured in our rounds; None where nobody wants to know.
         memory: for blocks and results.
+        ledger: who is banned; grows while we live.
+        conduct: how we behave.
     """
 
     me: PeerId
@@ -119,6 +144,8 @@ class MemberContext:
     dialable: bool = True
     bandwidth: Bandwidth | None = None
     memory: KeptMemory = field(default_factory=KeptMemory)
+    ledger: Ledger = field(default_factory=Ledger)
+    conduct: Conduct = HONEST
 
     async def heavy(self, work: Callable[[], T]) -> T:
         """Run numeric work off the event loop."""

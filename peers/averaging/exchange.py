@@ -12,7 +12,8 @@ import logging
 import torch
 
 from peers.averaging.context import Blame, MemberContext
-from peers.averaging.liveness import alongside, beat_forever, next_frame, plain_remote_errors
+from peers.averaging.evidence import Evidence
+from peers.averaging.liveness import alongside, beat_forever, next_frame, next_real_frame, plain_remote_errors
 from peers.averaging.reducing import ABANDONED, Reducing
 from peers.averaging.result import RoundResult
 from peers.averaging.terms import Terms
@@ -21,7 +22,7 @@ from protocols.butterfly import blocks_reduced_by, contributors_in, reducers_of,
 from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.frames import BlockBytes, BytesLike, FrameKind, FrameReader
 from protocols.ids import BlockIndex
-from protocols.messages import Plan
+from protocols.messages import Plan, require
 from protocols.parts import Part
 from protocols.proto.swarm.v1 import control_pb2 as pb
 
@@ -38,12 +39,21 @@ class Exchange:
         result: where reduced blocks go.
         cut_after_s: a reducer waits no longer than this for anyone's blocks, however alive they seem; others wait twice as long for it.
         blame: called with a reducer that broke the protocol, and how; for senders, `serve` raises.
+        evidence: of the round, if it is verified.
     """
 
     def __init__(
-        self, context: MemberContext, plan: Plan, own_D: torch.Tensor, result: RoundResult, cut_after_s: float, blame: Blame
+        self,
+        context: MemberContext,
+        plan: Plan,
+        own_D: torch.Tensor,
+        result: RoundResult,
+        cut_after_s: float,
+        blame: Blame,
+        evidence: Evidence | None = None,
     ) -> None:
-        self._terms = Terms(context, plan)
+        self._terms = Terms(context, plan, evidence)
+        self._evidence = evidence
         self._context = context
         self._plan = plan
         self._me = self._terms.me
@@ -87,14 +97,18 @@ class Exchange:
         self._own_D = torch.empty(0)
         self._result = self._result.without_vector()
 
-    async def serve(self, stream: Stream) -> None:
+    async def serve(self, stream: Stream, committed: bytes = b"") -> None:
         """The other end of `_with_reducer`.
+
+        Args:
+            stream: of the member.
+            committed: what it says that it brings, in a verified round.
 
         Raises:
             RemoteProtocolError: it broke the protocol; its later parts are ignored.
             RemoteRefusal: we have stopped averaging.
         """
-        await self._reducing.serve(stream)
+        await self._reducing.serve(stream, committed)
 
     def _after_us(self, member: int) -> int:
         """How far behind us a member stands: everybody turns to the next one first, so not all to the same."""
@@ -111,7 +125,8 @@ class Exchange:
         try:
             with plain_remote_errors():
                 async with self._context.transport.stream(endpoint, "exchange", timeout_s=self._context.rules.stream_timeout_s) as stream:
-                    await stream.send(pb.ExchangeHeader(plan_digest=self._plan.digest).SerializeToString())
+                    committed = self._evidence.opening(peer) if self._evidence else b""
+                    await stream.send(pb.ExchangeHeader(plan_digest=self._plan.digest, committed=committed).SerializeToString())
                     async with alongside(self._send_parts(stream, reducer)):
                         await self._take_results(stream, reducer)
         except RemoteError as error:
@@ -135,6 +150,9 @@ class Exchange:
             pace = self._terms.pace(reducer)
             for block in blocks_reduced_by(self._plan, reducer):
                 data = await self._context.heavy(lambda b=block: self._encode_own(b))  # type: ignore[misc]
+                data = self._context.conduct.part(block, data, stream.peer)
+                if data is None:
+                    break
                 await pace.send(stream, BlockBytes(FrameKind.PART, block, data))
                 self._terms.measuring.moved()
         await beat_forever(stream, self._context.rules.heartbeat_s)  # our blocks are out; the results are not in
@@ -159,6 +177,22 @@ class Exchange:
                     raise RemoteProtocolError(stream.peer, f"block {item.block} names contributors that the plan does not have")
                 await terms.checked(stream, item, lambda i=item: self._result.put(i, terms.open(i)))  # type: ignore[misc]
             terms.measuring.moved()
+        if self._evidence:
+            await self._take_statement(stream, reducer, self._evidence)
+
+    async def _take_statement(self, stream: Stream, reducer: int, evidence: Evidence) -> None:
+        """A reducer signs for its blocks; those that it does not sign for are as good as missing."""
+        blocks = blocks_reduced_by(self._plan, reducer)
+        try:
+            sealed = bytes(await next_real_frame(stream, self._terms.rules.stall_timeout_s))
+            reduction = await self._context.heavy(lambda: evidence.note_reduction(reducer, sealed))
+            held = tuple(self._result.hashes[block] for block in blocks)
+            right = (reduction.attempt, reduction.blocks, reduction.block_hashes) == (self._plan.attempt, blocks, held)
+            require(right, stream.peer, "a reduction of other blocks than it returned")
+        except RemoteError:
+            for block in blocks:
+                self._result.hashes[block] = b""
+            raise
 
     # With ourselves
 
@@ -173,5 +207,7 @@ class Exchange:
         return self._terms.codec.open(self._encode_own(block), self._terms.blocks.elems(block))
 
     def _encode_own(self, block: BlockIndex) -> BytesLike:
+        if self._evidence:
+            return self._evidence.parts[self._me, block]
         start, stop = self._terms.blocks.span(block)
         return self._terms.codec.encode(self._own_D[start:stop])

@@ -12,7 +12,8 @@ from peers.interfaces import Stream
 from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.frames import HEARTBEAT, BlockBytes, FrameKind, FrameReader, frames_of
 from protocols.ids import BlockIndex, PeerId
-from protocols.messages import BlocksRequest, block_hash
+from protocols.messages import block_hash
+from protocols.messages_blocks import BlocksRequest
 
 log = logging.getLogger(__name__)
 

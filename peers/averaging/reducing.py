@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 
+from peers.averaging.evidence import Evidence
 from peers.averaging.liveness import beat_until, has_ended, next_frame, plain_remote_errors
 from peers.averaging.result import RoundResult
 from peers.averaging.terms import Terms
@@ -19,11 +21,15 @@ from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, Re
 from protocols.frames import BlockBytes, FrameKind, FrameReader
 from protocols.ids import BlockIndex
 from protocols.parts import Part
+from protocols.trust.statements import REDUCTION, Reduction
 
 log = logging.getLogger(__name__)
 
 ABANDONED = "abandoned"
 """Code of the refusal of a member that has left a round under way."""
+
+_LEAST_RADIUS = 1e-30
+"""Stands for a radius of 0, where most parts are equal."""
 
 
 class Reducing:
@@ -44,6 +50,8 @@ class Reducing:
         self._machine = BlockReducer(terms.plan, terms.me)
         self._parts: dict[BlockIndex, dict[int, Part]] = {block: {} for block in blocks_reduced_by(terms.plan, terms.me)}
         self._reduced: list[BlockBytes] = []
+        self._radii: dict[BlockIndex, float] = {}
+        self._statement: bytes = b""
         self._orders: asyncio.Queue[ReduceBlock] = asyncio.Queue()
         self._news = asyncio.Event()
         self._finished = not self._parts
@@ -72,20 +80,40 @@ class Reducing:
             if order.contributors:
                 folded = fold_order(self._terms.plan, order.contributors)
                 parts_GE = [parts[i] for i in folded]
-                weights_G = [self._terms.plan.members[i].join.weight for i in folded]
+                weights_G = [self._terms.plan.weights[i] for i in folded]
                 item = await self._terms.context.heavy(lambda o=order, p=parts_GE, w=weights_G: self._reduce(o, p, w))  # type: ignore[misc]
                 self._reduced.append(item)
                 self._tell()
+        if self._terms.evidence and self._reduced:
+            self._statement = await self._terms.context.heavy(lambda: self._sign(self._terms.evidence))
         self._finished = True
         self._tell()
 
     def _reduce(self, order: ReduceBlock, parts_GE: list[Part], weights_G: list[float]) -> BlockBytes:
         """Average, encode once, and keep what everyone else will decode. Runs in the pool."""
         start, stop = self._terms.blocks.span(order.block)
-        mean_E = weighted_mean(parts_GE, weights_G, out_E=self._result.averaged_D[start:stop])
+        out_E, trust = self._result.averaged_D[start:stop], self._terms.rules.trust
+        if trust and not self._terms.plan.round_index:  # what is brought to later rounds is certified
+            aggregated = trust.aggregator.aggregate(parts_GE, weights_G, out_E)
+            mean_E, self._radii[order.block] = aggregated.value_E, aggregated.radius
+        else:
+            mean_E = weighted_mean(parts_GE, weights_G, out_E=out_E)
+        mean_E = self._terms.context.conduct.reduced(order.block, mean_E, self._radii.get(order.block, math.inf))
         item = BlockBytes(FrameKind.RESULT, order.block, self._terms.codec.encode(mean_E), order.mask)
         self._result.put(item, self._terms.open(item))
         return item
+
+    def _sign(self, evidence: Evidence | None) -> bytes:
+        """Our statement of the blocks that we have reduced. Runs in the pool."""
+        if evidence is None:
+            return b""
+        blocks = tuple(sorted(item.block for item in self._reduced))
+        hashes = tuple(self._result.hashes[block] for block in blocks)
+        radii = tuple(max(self._radii.get(block, math.inf), _LEAST_RADIUS) for block in blocks)
+        reduction = Reduction(evidence.digest, self._terms.plan.attempt, blocks, hashes, radii)
+        sealed = self._terms.context.notary.seal(REDUCTION, reduction.encode())
+        evidence.note_reduction(evidence.me, sealed)
+        return sealed
 
     def cut(self, after_s: float) -> None:
         """Go on without whoever has not sent everything by now."""
@@ -156,8 +184,12 @@ class Reducing:
 
     # Streams of members
 
-    async def serve(self, stream: Stream) -> None:
+    async def serve(self, stream: Stream, committed: bytes) -> None:
         """Take a member's parts, give it every block we reduce.
+
+        Args:
+            stream: of the member.
+            committed: what it says that it brings, in a verified round.
 
         Raises:
             RemoteProtocolError: it broke the protocol; its later parts are ignored.
@@ -169,6 +201,12 @@ class Reducing:
         if sender in self.served:
             raise RemoteProtocolError(stream.peer, "it opened a second stream for one exchange")
         self.served.add(sender)
+        if evidence := self._terms.evidence:
+            try:
+                await self._terms.context.heavy(lambda: evidence.note_committed(sender, committed))
+            except RemoteProtocolError as error:
+                self.leave_out(sender, error.reason)
+                raise
         with plain_remote_errors():
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._listen(stream, sender))
@@ -188,12 +226,17 @@ class Reducing:
 
     async def _take_parts(self, stream: Stream, sender: int) -> None:
         terms = self._terms
-        reader = FrameReader(stream.peer, FrameKind.PART, terms.expected_bytes(terms.me), terms.buffer)
+        evidence = terms.evidence
+        reader = FrameReader(stream.peer, FrameKind.PART, terms.expected_bytes(terms.me), terms.buffer, hashed=evidence is not None)
         try:
             while not reader.complete:
                 item = reader.feed(await next_frame(stream, terms.rules.stall_timeout_s))
                 self._heard_at_s[sender] = asyncio.get_running_loop().time()
+                if item and not terms.context.conduct.takes_part_of(stream.peer):
+                    continue
                 if item:
+                    if evidence:
+                        evidence.note_part(sender, item.block, item.data, item.content)
                     part_E = await terms.checked(stream, item, lambda i=item: terms.open(i))  # type: ignore[misc]
                     self.part_arrived(sender, item.block, part_E)
                 terms.measuring.moved()
@@ -211,11 +254,13 @@ class Reducing:
             if sent == len(self._reduced):
                 await beat_until(stream, heartbeat_s, self._news_after(sent))
             else:
-                await pace.send(stream, self._reduced[sent])
+                await pace.send(stream, self._terms.context.conduct.result(self._reduced[sent], stream.peer))
                 self._terms.measuring.moved()
                 sent += 1
         if self._abandoned:
             raise RemoteRefusal(stream.peer, ABANDONED, "this member has stopped averaging")
+        if self._statement:
+            await stream.send(self._terms.context.conduct.sealed(REDUCTION, self._statement))
 
     def _news_after(self, sent: int) -> Callable[[], Awaitable[None]]:
         """Waits until there is more than `sent` blocks to give, or all that there will be."""

@@ -90,11 +90,11 @@ class RoundServer:
     # Exchange
 
     async def _on_exchange(self, stream: Stream) -> None:
-        digest = await self._plan_digest(stream)
-        exchange: Exchange | None = await self._rounds.exchanges.get(digest, self._context.rules.stall_timeout_s)
+        header = parse(pb.ExchangeHeader, await self._first_message(stream), stream.peer)
+        exchange: Exchange | None = await self._rounds.exchanges.get(header.plan_digest, self._context.rules.stall_timeout_s)
         if exchange is None:
             raise RemoteRefusal(stream.peer, "unknown-plan", "this member knows nothing of that plan")
-        await exchange.serve(stream)
+        await exchange.serve(stream, header.committed)
 
     async def _on_blocks(self, stream: Stream) -> None:
         await serve_blocks(self._context, stream, self._rounds.results)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from peers.averaging.context import MemberContext
+from peers.averaging.evidence import Evidence
 from peers.averaging.measuring import Measuring
 from peers.averaging.pace import Pace, Turns
 from peers.interfaces import Stream
@@ -26,16 +27,18 @@ class Terms:
     Args:
         context: who we are.
         plan: who averages what.
+        evidence: of the round, if it is verified.
 
     Raises:
         ValueError: we are not in the plan.
     """
 
-    def __init__(self, context: MemberContext, plan: Plan) -> None:
+    def __init__(self, context: MemberContext, plan: Plan, evidence: Evidence | None = None) -> None:
         index = plan.index_of(context.me)
         if index is None:
             raise ValueError("an exchange of a plan that we are not in")
         self.context = context
+        self.evidence = evidence
         self.rules = context.rules
         self.plan = plan
         self.me = index

@@ -15,7 +15,8 @@ from peers.simulation import run_simulated
 from protocols.errors import LocalProtocolError, RemoteRefusal
 from protocols.frames import HEARTBEAT
 from protocols.ids import BlockIndex, Epoch
-from protocols.messages import BlocksRequest, Join
+from protocols.messages import Join
+from protocols.messages_blocks import BlocksRequest
 from protocols.proto.swarm.v1 import control_pb2 as pb
 from tests.helpers.averaging_swarm import STATE_HASH, SimulatedSwarm, averaged, contribution, same_bytes
 from tests.helpers.swarm_liars import (

@@ -20,7 +20,6 @@ from protocols.messages import (
     MAX_FAILURES,
     MAX_ROUNDS,
     MAX_WEIGHT,
-    BlocksRequest,
     BlockTask,
     Closing,
     Commit,
@@ -34,6 +33,7 @@ from protocols.messages import (
     parse,
     plan_from_message,
 )
+from protocols.messages_blocks import BlocksRequest
 from protocols.proto.swarm.v1 import control_pb2 as pb
 
 SENDER = PeerId(b"s" * 32)

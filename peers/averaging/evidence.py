@@ -1,0 +1,226 @@
+"""What a member keeps of a verified round: what everybody committed to, and the bytes that stand for it, until the next epoch is over.
+
+Nothing here is believed before it is checked: parts are kept with the hash that their sender has signed.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from peers.averaging.context import MemberContext
+from protocols.butterfly import senders_of
+from protocols.codecs import BytesLike
+from protocols.errors import RemoteProtocolError
+from protocols.ids import BlockIndex, PeerId
+from protocols.layout import Blocks
+from protocols.messages import Plan, content_hash, input_hash, parse, require, require_hashes
+from protocols.proto.swarm.v1 import trust_pb2 as pb
+from protocols.trust.coin import CoinSecret
+from protocols.trust.statements import COMMITMENT, MAX_STATEMENT_BYTES, REDUCTION, Commitment, Reduction, hashes_root
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a member has signed before the first block was sent.
+
+    Args:
+        sealed: the signed commitment.
+        commitment: what it says.
+        contents: content hash of each of its blocks; empty if it brings nothing.
+    """
+
+    sealed: bytes
+    commitment: Commitment
+    contents: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What our contribution to a round is made of, beside the vector.
+
+    Args:
+        first_sample, samples: of round 0.
+        previous_plan_digest, certificate: of later rounds: where it comes from, and sealed checks of those who vouch for it.
+    """
+
+    first_sample: int = 0
+    samples: int = 0
+    previous_plan_digest: bytes = b""
+    certificate: tuple[bytes, ...] = ()
+
+
+Vouched = Callable[[PeerId, Commitment, Sequence[bytes]], None]
+"""Checks that a certificate vouches for what a member brings to a later round; raises RemoteProtocolError."""
+
+
+class Evidence:
+    """Of one round.
+
+    Args:
+        context: who we are.
+        plan: attempt 0.
+        own_D: what we bring.
+        brought: where it comes from.
+        vouched: checks others' inputs in later rounds.
+    """
+
+    def __init__(self, context: MemberContext, plan: Plan, own_D: torch.Tensor, brought: Brought, vouched: Vouched) -> None:
+        self._context = context
+        self._brought = brought
+        self._vouched = vouched
+        self.plan = plan
+        self.digest = plan.digest
+        self.blocks: Blocks = context.blocks_of(plan.size_elems)
+        me = plan.index_of(context.me)
+        if me is None:
+            raise ValueError("evidence of a round that we are not in")
+        self.me = me
+        self.secret = CoinSecret(self.digest, context.me, secrets.token_bytes(32))
+        self.parts: dict[tuple[int, BlockIndex], BytesLike] = {}
+        self.committed: dict[int, Committed] = {}
+        self.reductions: dict[int, dict[int, tuple[bytes, Reduction]]] = {}
+        self.coin = b""
+        self._own_D = own_D
+
+    async def commit(self) -> None:
+        """Encode and hash what we bring, and sign for it."""
+        brings = self.me in senders_of(self.plan) or self._brought.samples > 0
+        contents = await self._context.heavy(self._encode_all) if brings else ()
+        self._own_D = torch.empty(0)
+        commitment = Commitment(
+            self.digest,
+            self.plan.epoch,
+            self.plan.round_index,
+            hashes_root(contents),
+            self.secret.commitments(),
+            self._brought.first_sample,
+            self._brought.samples,
+            self._brought.previous_plan_digest,
+        )
+        sealed = self._context.notary.seal(COMMITMENT, commitment.encode())
+        self.committed[self.me] = Committed(sealed, commitment, contents)
+
+    def _encode_all(self) -> tuple[bytes, ...]:
+        codec, contents = self._context.rules.codec, []
+        for block in map(BlockIndex, range(self.blocks.count)):
+            start, stop = self.blocks.span(block)
+            data = codec.encode(self._own_D[start:stop])
+            self.parts[self.me, block] = data
+            contents.append(content_hash(data))
+        return tuple(contents)
+
+    def opening(self, to: PeerId) -> bytes:
+        """What a reducer gets of our commitment before our blocks."""
+        own = self.committed[self.me]
+        said = self._context.conduct.commitment(own.commitment, to)
+        sealed = own.sealed if said is own.commitment else self._context.notary.seal(COMMITMENT, said.encode())
+        m = pb.Committed(
+            sealed_commitment=self._context.conduct.sealed(COMMITMENT, sealed),
+            block_hashes=own.contents,
+            certificate=self._brought.certificate,
+        )
+        return m.SerializeToString()
+
+    # What others say
+
+    def note_committed(self, member: int, data: bytes) -> None:
+        """Take in a member's commitment. Runs in the pool.
+
+        Raises:
+            RemoteProtocolError: it is not its commitment to this round, or another one than before.
+        """
+        peer = self.plan.members[member].peer
+        committed = read_committed(self._context, self.plan, peer, data)
+        if self.plan.round_index and committed.contents:
+            join = self.plan.members[member].join
+            named = input_hash(committed.contents, committed.commitment.previous_plan_digest)
+            require(named == join.input_hash, peer, "it brings something else than it joined with")
+            self._vouched(peer, committed.commitment, tuple(parse(pb.Committed, data, peer).certificate))
+        known = self.committed.setdefault(member, committed)
+        require(known.commitment == committed.commitment, peer, "two different commitments")
+
+    def content_of(self, member: int, block: BlockIndex) -> bytes:
+        """Content hash that a member has committed to.
+
+        Raises:
+            RemoteProtocolError: it has committed to nothing.
+        """
+        committed = self.committed.get(member)
+        if committed is None or not committed.contents:
+            raise RemoteProtocolError(self.plan.members[member].peer, "blocks that it has not committed to")
+        return committed.contents[block]
+
+    def note_part(self, member: int, block: BlockIndex, data: BytesLike, content: bytes) -> None:
+        """Take in a part that has come; its hash is known.
+
+        Raises:
+            RemoteProtocolError: it is another one than its sender committed to.
+        """
+        right = content == self.content_of(member, block)
+        require(right, self.plan.members[member].peer, f"block {block} is not the one that it committed to")
+        self.parts[member, block] = data
+
+    def note_reduction(self, member: int, sealed: bytes) -> Reduction:
+        """Take in a reducer's statement.
+
+        Raises:
+            RemoteProtocolError: it is none of this round.
+        """
+        peer = self.plan.members[member].peer
+        reduction = read_reduction(self._context, self.digest, peer, sealed)
+        self.reductions.setdefault(member, {}).setdefault(reduction.attempt, (sealed, reduction))
+        return reduction
+
+    def radius_of(self, block: BlockIndex) -> tuple[int, float] | None:
+        """Who reduced a block, and the radius that it stated; of the last attempt. None if nobody has said so."""
+        found = [
+            (attempt, member, reduction.radii[reduction.blocks.index(block)])
+            for member, attempts in self.reductions.items()
+            for attempt, (_, reduction) in attempts.items()
+            if block in reduction.blocks
+        ]
+        return max(found)[1:] if found else None
+
+    def forget(self) -> None:
+        """Let go of all blocks."""
+        self.parts.clear()
+        self._own_D = torch.empty(0)
+
+
+def read_committed(context: MemberContext, plan: Plan, peer: PeerId, data: bytes) -> Committed:
+    """Read a member's commitment to a round with its hashes.
+
+    Raises:
+        RemoteProtocolError: not signed by it, of another round, or hashes that it did not sign.
+    """
+    require(len(data) <= MAX_STATEMENT_BYTES, peer, f"a commitment of {len(data)} bytes")
+    m = parse(pb.Committed, data, peer)
+    signer, payload = context.notary.open(COMMITMENT, m.sealed_commitment)
+    require(signer == peer, peer, "a commitment that somebody else has signed")
+    commitment = Commitment.decode(payload, peer)
+    named = (commitment.first_plan_digest, commitment.epoch, commitment.round_index)
+    require(named == (plan.digest, plan.epoch, plan.round_index), peer, "a commitment to another round")
+    contents = require_hashes(m.block_hashes, peer, may_be_missing=False)
+    count = context.blocks_of(plan.size_elems).count
+    require(len(contents) in (0, count) and hashes_root(contents) == commitment.hashes_root, peer, "hashes that it has not committed to")
+    return Committed(m.sealed_commitment, commitment, contents)
+
+
+def read_reduction(context: MemberContext, first_plan_digest: bytes, peer: PeerId, sealed: bytes) -> Reduction:
+    """Read a reducer's statement.
+
+    Raises:
+        RemoteProtocolError: not signed by it, or of another round.
+    """
+    require(len(sealed) <= MAX_STATEMENT_BYTES, peer, f"a reduction of {len(sealed)} bytes")
+    signer, payload = context.notary.open(REDUCTION, sealed)
+    require(signer == peer, peer, "a reduction that somebody else has signed")
+    reduction = Reduction.decode(payload, peer)
+    require(reduction.first_plan_digest == first_plan_digest, peer, "a reduction of another round")
+    return reduction
+
+
