@@ -342,6 +342,7 @@ class Commit:
         block_hashes: hash of every block of the averaged vector, contributors included.
         weight: samples that went in, each block counted by its share of the vector; above 0.
         state_hash: of the state that the result is a step from.
+        certificate: in a verified round, sealed checks of members that hold it (`trust.certifying`).
     """
 
     first_plan_digest: bytes
@@ -350,6 +351,7 @@ class Commit:
     weight: float
     state_hash: bytes
     round_index: int = 0
+    certificate: tuple[bytes, ...] = ()
 
     def to_message(self) -> pb.Commit:
         """As protobuf."""
@@ -360,6 +362,7 @@ class Commit:
             weight=self.weight,
             state_hash=self.state_hash,
             round_index=self.round_index,
+            certificate=self.certificate,
         )
 
     @classmethod
@@ -370,8 +373,9 @@ class Commit:
         absurd = not math.isfinite(m.weight) or not 0 < m.weight <= MAX_CARRIED_WEIGHT * MAX_MEMBERS
         require(not absurd, sender, f"an absurd weight in its commit: {m.weight}")
         require(m.round_index < MAX_ROUNDS, sender, f"an absurd round in its commit: {m.round_index}")
+        require(len(m.certificate) <= MAX_MEMBERS, sender, f"a commit that {len(m.certificate)} members vouch for")
         hashes = require_hashes(m.block_hashes, sender, may_be_missing=False)
-        return cls(m.first_plan_digest, Epoch(m.epoch), hashes, m.weight, m.state_hash, m.round_index)
+        return cls(m.first_plan_digest, Epoch(m.epoch), hashes, m.weight, m.state_hash, m.round_index, tuple(m.certificate))
 
 
 def content_hash(data: Any) -> bytes:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from peers.averaging.context import Blame, MemberContext
+from peers.averaging.evidence import Evidence
 from peers.averaging.exchange import Exchange
 from peers.averaging.fetching import fetch_blocks
 from peers.averaging.patience import Patience
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 async def average_by_plan(
-    context: MemberContext, rounds: Rounds, plan: Plan, own_D: torch.Tensor, blame: Blame
+    context: MemberContext, rounds: Rounds, plan: Plan, own_D: torch.Tensor, blame: Blame, evidence: Evidence | None = None
 ) -> tuple[Plan, RoundResult, Commit]:
     """Average as planned. The result is served to others from now on, until `rounds` forgets it.
 
@@ -36,6 +37,7 @@ async def average_by_plan(
         plan: attempt 0.
         own_D: our contribution, fp32; not changed and not kept.
         blame: called with a member that broke the protocol, and how.
+        evidence: of the round, if it is verified.
 
     Returns:
         The last attempt's plan, what we hold, and what was agreed; its weight is as we count it.
@@ -50,7 +52,7 @@ async def average_by_plan(
     patience = Patience(rounds.exchange_deadline, context.rules.stall_timeout_s, most_s)
     try:
         while True:
-            verdict = await _Attempt(context, rounds, plan, first_digest, blame).run(own_D, result, patience)
+            verdict = await _Attempt(context, rounds, plan, first_digest, blame, evidence).run(own_D, result, patience)
             match verdict:
                 case Commit():
                     rounds.exchanged(digests)
@@ -73,18 +75,21 @@ async def average_by_plan(
 class _Attempt:
     """One exchange and its settlement."""
 
-    def __init__(self, context: MemberContext, rounds: Rounds, plan: Plan, first_digest: bytes, blame: Blame) -> None:
+    def __init__(
+        self, context: MemberContext, rounds: Rounds, plan: Plan, first_digest: bytes, blame: Blame, evidence: Evidence | None
+    ) -> None:
         self._context = context
         self._rounds = rounds
         self._plan = plan
         self._first_digest = first_digest
         self._blame = blame
+        self._evidence = evidence
 
     async def run(self, own_D: torch.Tensor, result: RoundResult, patience: Patience) -> Verdict:
         """In touch with whoever decides from the beginning."""
         started_s = asyncio.get_running_loop().time()
         deadline = self._rounds.exchange_deadline
-        exchange = Exchange(self._context, self._plan, own_D, result, patience.cut_s, self._blame)
+        exchange = Exchange(self._context, self._plan, own_D, result, patience.cut_s, self._blame, self._evidence)
         settling = Settling(self._context, self._plan, self._first_digest, self._blame)
         self._rounds.settlings.put(self._plan.digest, settling)
         self._rounds.exchanges.put(self._plan.digest, exchange)

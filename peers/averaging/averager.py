@@ -11,14 +11,19 @@ from dataclasses import dataclass, replace
 import torch
 
 from peers.averaging.attempts import average_by_plan
+from peers.averaging.auditing import Replayer
 from peers.averaging.context import MemberContext
+from peers.averaging.evidence import Brought
 from peers.averaging.fetching import fetch_blocks
 from peers.averaging.gathering import Group, LeftOut, NotFormed
+from peers.averaging.guarding import Guarding, cannot_replay
 from peers.averaging.plans import TooLate
 from peers.averaging.result import RoundResult
 from peers.averaging.rounds import Rounds
 from peers.averaging.serving import RoundServer
 from peers.averaging.standing_in import Carried, StandIns, stand_ins
+from peers.averaging.unbanned import Unbanned
+from peers.averaging.verified import Case
 from protocols.butterfly import contributors_in
 from protocols.codecs.full import all_finite
 from protocols.errors import LocalProtocolError, RoundError
@@ -46,6 +51,7 @@ class RoundDone:
         plan_s: from our being ready to the plan.
         exchange_s: from the plan to the agreement.
         included_us: False if the round was closed before we were there.
+        case: of a verified round that we were in: what can be looked into.
     """
 
     round_id: RoundId
@@ -57,6 +63,7 @@ class RoundDone:
     plan_s: float
     exchange_s: float
     included_us: bool = True
+    case: Case | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +107,24 @@ class Averager:
         context: who we are.
         on_close: called with the epoch when others close it before our contribution is ready.
         observe: called after every round that ended well.
+        replayer: computes others' contributions again; in runs that verify.
     """
 
     def __init__(
-        self, context: MemberContext, on_close: Callable[[Epoch], None], observe: Callable[[RoundDone], None] = _unwatched
+        self,
+        context: MemberContext,
+        on_close: Callable[[Epoch], None],
+        observe: Callable[[RoundDone], None] = _unwatched,
+        replayer: Replayer = cannot_replay,
     ) -> None:
-        self._context = context
+        self._context = context = replace(context, directory=Unbanned(context.directory, context.ledger))
         self._observe = observe
         self._blamed: dict[PeerId, str] = {}
         self._rounds = Rounds(context, on_close, self._blame)
-        self._stand_ins = StandIns(context, self._rounds, self._blame)
-        self.handlers = RoundServer(context, self._rounds, self._stand_ins, self._blame).handlers
+        self.guarding = Guarding(context, self._rounds, self._blame, replayer) if context.rules.trust else None
+        self._stand_ins = StandIns(context, self._rounds, self._average_aside)
+        guards = self.guarding.guards if self.guarding else None
+        self.handlers = RoundServer(context, self._rounds, self._stand_ins, self._blame, guards).handlers
 
     def held_epoch(self, epoch: Epoch) -> None:
         """The trainer holds this epoch's state: it takes part in closing it next."""
@@ -118,7 +132,7 @@ class Averager:
 
     # The epoch, in order
 
-    async def average_epoch(self, join: Join, own_D: torch.Tensor) -> Averaged:
+    async def average_epoch(self, join: Join, own_D: torch.Tensor, first_sample: int = 0) -> Averaged:
         """Average our contribution with everybody who takes part in closing this epoch: one round for each axis of the grid.
 
         The first round takes in what members computed. In each later one a member brings what its group of the round before agreed on,
@@ -126,7 +140,8 @@ class Averager:
 
         Args:
             join: of the first round: epoch, weight and what the contribution was computed on.
-            own_D: the contribution, fp32; not changed and not kept.
+            own_D: the contribution, fp32; not changed, and kept until the next epoch is over if rounds are verified.
+            first_sample: of our samples of the epoch, which the contribution begins with.
 
         Raises:
             LeftOut: the others hold another state or are ahead of us.
@@ -138,21 +153,33 @@ class Averager:
         if join.weight > 0 and not await self._context.heavy(lambda: all_finite(own_D)):
             raise LocalProtocolError("our contribution holds a number that is NaN or infinite")
         self._rounds.engaged = True
+        own_D, weight = self._context.conduct.contribution(join.epoch, own_D, join.weight)
+        brought = Brought(first_sample, round(weight))
         try:
-            return await self._all_rounds(join, own_D)
+            return await self._all_rounds(self._counting(replace(join, weight=weight)), own_D, brought)
         finally:
             self._rounds.engaged = False
             self._stand_ins.carry(None)
 
-    async def _all_rounds(self, join: Join, own_D: torch.Tensor) -> Averaged:
+    def _counting(self, join: Join) -> Join:
+        """A join that counts nothing as long as we are on probation."""
+        on_probation = self.guarding is not None and self.guarding.on_probation(self._context.me, join.epoch)
+        return replace(join, weight=0.0) if on_probation else join
+
+    async def _all_rounds(self, join: Join, own_D: torch.Tensor, brought: Brought) -> Averaged:
         placement = self._placement(join.epoch)
-        first = done = await self._round(join, own_D, placement)
+        first = done = await self._round(join, own_D, placement, brought)
+        if self.guarding and first.case:
+            self.guarding.auditing.begin(first.case)
         members, missed = set(done.members), 0
         index = done.round_id.index + 1
         while index < placement.rounds:
             next_join = replace(join, round_index=index, weight=done.commit.weight, input_hash=done.input_hash)
+            brought = Brought(previous_plan_digest=done.commit.first_plan_digest, certificate=done.commit.certificate)
             try:
-                done = await self._round(next_join, done.vector_D, placement)
+                if self.guarding:
+                    self.guarding.require_certificate(done.commit)
+                done = await self._round(next_join, done.vector_D, placement, brought)
                 members.update(done.members)
                 index = done.round_id.index + 1
             except RoundError as error:
@@ -173,23 +200,26 @@ class Averager:
             dialable |= here
         else:
             undialable |= here
-        return place(epoch_coin(context.rules.run, epoch), dialable, undialable, context.rules.max_group)
+        placement = place(epoch_coin(context.rules.run, epoch), dialable, undialable, context.rules.max_group)
+        if self.guarding:
+            self.guarding.see(epoch, placement)
+        return placement
 
     # A round, in order
 
-    async def _round(self, join: Join, own_D: torch.Tensor, placement: Placement) -> RoundDone:
+    async def _round(self, join: Join, own_D: torch.Tensor, placement: Placement, brought: Brought) -> RoundDone:
         """Average with one group; whoever finds it closed already takes over its result."""
         round_id = RoundId(self._context.rules.run, join.epoch, join.round_index)
         self._rounds.go_to(round_id)
         if round_id.index:
-            self._stand_ins.carry(Carried(join, own_D, placement))
+            self._stand_ins.carry(Carried(join, own_D, placement, brought))
         tries_left = _TRIES
         while True:
             try:
                 started_s = asyncio.get_running_loop().time()
                 plan = await self._gather(round_id, join, own_D.numel(), placement)
                 planned_s = asyncio.get_running_loop().time()
-                plan, result, commit = await self._average(plan, round_id, own_D)
+                plan, result, commit, case = await self._average(plan, round_id, own_D, brought)
                 break
             except TooLate as late:
                 if done := await self._collect(late, own_D.numel()):
@@ -206,7 +236,8 @@ class Averager:
         members = tuple(member.peer for i, member in enumerate(plan.members) if i not in plan.absent)
         ended_s = asyncio.get_running_loop().time()
         named, shares = input_hash(result.contents, commit.first_plan_digest), _shares(plan, result)
-        done = RoundDone(round_id, result.averaged_D, commit, named, members, shares, planned_s - started_s, ended_s - planned_s)
+        took_s = planned_s - started_s, ended_s - planned_s
+        done = RoundDone(round_id, result.averaged_D, commit, named, members, shares, *took_s, case=case)
         self._observe(done)
         return done
 
@@ -229,13 +260,24 @@ class Averager:
         self._rounds.observe_gathering(round_id, asyncio.get_running_loop().time() - started_s)
         return plan
 
-    async def _average(self, plan: Plan, round_id: RoundId, own_D: torch.Tensor) -> tuple[Plan, RoundResult, Commit]:
-        """2. Exchange blocks; 3. settle; again for what is missing."""
+    async def _average(
+        self, plan: Plan, round_id: RoundId, own_D: torch.Tensor, brought: Brought
+    ) -> tuple[Plan, RoundResult, Commit, Case | None]:
+        """2. Exchange blocks; 3. settle; again for what is missing; 4. verify, in runs that do."""
         try:
-            return await average_by_plan(self._context, self._rounds, plan, own_D, self._blame)
+            if self.guarding:
+                case, commit = await self.guarding.average(plan, own_D, brought)
+                return case.plan, case.result, commit, case
+            return *await average_by_plan(self._context, self._rounds, plan, own_D, self._blame), None
         except (RoundError, asyncio.CancelledError):  # a leader that is stopped shall know of it as the others do
             self._rounds.note_failure(round_id, plan.members[0].peer)
             raise
+
+    async def _average_aside(self, plan: Plan, own_D: torch.Tensor, brought: Brought) -> None:
+        if self.guarding:
+            await self.guarding.average(plan, own_D, brought)
+        else:
+            await average_by_plan(self._context, self._rounds, plan, own_D, self._blame)
 
     async def _collect(self, late: TooLate, size_elems: int) -> RoundDone | None:
         """The others closed the round without us: take their result; None if whoever says so cannot give it."""
@@ -247,6 +289,8 @@ class Averager:
         if tuple(result.hashes) != commit.block_hashes:
             log.info("the result of a round that %s says is closed cannot be had there", late.holder.short)
             return None
+        if self.guarding and not await self.guarding.certified(commit, result, late.holder):
+            return None
         self._rounds.conclude(round_id, result, commit)
         named = input_hash(result.contents, commit.first_plan_digest)
         return RoundDone(round_id, result.averaged_D, commit, named, (late.holder,), {}, 0.0, 0.0, included_us=False)
@@ -254,6 +298,8 @@ class Averager:
     def _blame(self, peer: PeerId, reason: str) -> None:
         log.info("member %s broke the protocol: %s", peer.short, reason)
         self._blamed.setdefault(peer, reason)
+        if self.guarding:
+            self.guarding.court.testify(peer)
 
 
 def _shares(plan: Plan, result: RoundResult) -> dict[PeerId, float]:

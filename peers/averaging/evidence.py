@@ -13,8 +13,8 @@ import torch
 
 from peers.averaging.context import MemberContext
 from protocols.butterfly import senders_of
-from protocols.codecs import BytesLike
 from protocols.errors import RemoteProtocolError
+from protocols.frames import BytesLike
 from protocols.ids import BlockIndex, PeerId
 from protocols.layout import Blocks
 from protocols.messages import Plan, content_hash, input_hash, parse, require, require_hashes
@@ -222,5 +222,3 @@ def read_reduction(context: MemberContext, first_plan_digest: bytes, peer: PeerI
     reduction = Reduction.decode(payload, peer)
     require(reduction.first_plan_digest == first_plan_digest, peer, "a reduction of another round")
     return reduction
-
-

@@ -149,8 +149,8 @@ class Exchange:
         if self._me in senders_of(self._plan):
             pace = self._terms.pace(reducer)
             for block in blocks_reduced_by(self._plan, reducer):
-                data = await self._context.heavy(lambda b=block: self._encode_own(b))  # type: ignore[misc]
-                data = self._context.conduct.part(block, data, stream.peer)
+                encoded = await self._context.heavy(lambda b=block: self._encode_own(b))  # type: ignore[misc]
+                data = self._context.conduct.part(block, encoded, stream.peer)
                 if data is None:
                     break
                 await pace.send(stream, BlockBytes(FrameKind.PART, block, data))

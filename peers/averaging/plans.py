@@ -62,7 +62,18 @@ def first_plan(context: MemberContext, joins: tuple[SealedJoin, ...], size_elems
     reduce = tuple(BlockTask(block, owner) for block, owner in enumerate(owners))  # type: ignore[arg-type]
     first = joins[0].join
     blocks = (size_elems, rules.block_elems, rules.codec.name)
-    return Plan(first.epoch, Attempt(0), joins, *blocks, reduce, round_index=first.round_index, counted=counted, number=number)
+    weight_cap = rules.trust.weight_cap if rules.trust else 0.0
+    return Plan(
+        first.epoch,
+        Attempt(0),
+        joins,
+        *blocks,
+        reduce,
+        round_index=first.round_index,
+        counted=counted,
+        number=number,
+        weight_cap=weight_cap,
+    )
 
 
 async def ask_to_join(context: MemberContext, leader: PeerId, own: SealedJoin, size_elems: int, patience_s: float) -> Plan:

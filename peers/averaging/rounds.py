@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 
 from peers.averaging.context import Blame, Expected, MemberContext
+from peers.averaging.evidence import Evidence
 from peers.averaging.exchange import Exchange
 from peers.averaging.gathering import Gathering, GatheringHooks
 from peers.averaging.result import RoundResult
 from peers.averaging.settling import Settling
+from peers.averaging.verifying import Verifying
 from protocols.deadline import AdaptiveDeadline
 from protocols.errors import RemoteRefusal
 from protocols.ids import Epoch, PeerId, RoundId
@@ -18,6 +20,9 @@ from protocols.rendezvous import RendezvousRules
 
 _REMEMBERED_EXCHANGES = 8
 _REMEMBERED_COMMITS = 8
+_REMEMBERED_EVIDENCE = 64
+"""Those of old epochs hold no blocks any more."""
+
 _ROUNDS_AHEAD = 4
 """How far ahead of us in the epoch others may wait for us. In each round on the way there somebody's group has waited for us, and for long;
 whoever has got further without us does not need us.
@@ -39,6 +44,8 @@ class Rounds:
         self._blame = blame
         self.exchanges: Expected[bytes, Exchange] = Expected(limit=_REMEMBERED_EXCHANGES)
         self.settlings: Expected[bytes, Settling] = Expected(limit=_REMEMBERED_EXCHANGES)
+        self.evidence: Expected[bytes, Evidence] = Expected(limit=_REMEMBERED_EVIDENCE)
+        self.verifyings: Expected[bytes, Verifying] = Expected(limit=_REMEMBERED_EXCHANGES)
         self.results: dict[bytes, RoundResult] = {}
         self._newest: bytes = b""
         self._over: tuple[bytes, ...] = ()
@@ -79,6 +86,11 @@ class Rounds:
             self._gatherings[round_id] = Gathering(self._context, round_id, rules, hooks, number)
             self._gathered[round_id] += 1
         return self._gatherings[round_id]
+
+    @property
+    def usual_exchange_s(self) -> float:
+        """How long an exchange may take, as far as we know: whoever is late for what follows needs no longer."""
+        return self.exchange_deadline.value_s() if self.exchange_deadline.known else 4 * self._context.rules.stall_timeout_s
 
     def on_our_way_to(self, round_id: RoundId) -> bool:
         """Whether we are in an earlier round of that epoch, and will come."""

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 
-from peers.averaging.attempts import average_by_plan
-from peers.averaging.context import Blame, MemberContext
+from peers.averaging.context import MemberContext
+from peers.averaging.evidence import Brought
 from peers.averaging.plans import ask_to_join, seal_join
 from peers.averaging.rounds import Rounds
 from protocols.errors import RemoteError, RemoteRefusal, RoundError
 from protocols.grid import Placement
 from protocols.ids import PeerId, RoundId
-from protocols.messages import Join
+from protocols.messages import Join, Plan
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +48,17 @@ class Carried:
         join: of our own group.
         vector_D: the result of the round before.
         placement: our view of the grid.
+        brought: where it comes from.
     """
 
     join: Join
     vector_D: torch.Tensor
     placement: Placement
+    brought: Brought
+
+
+AverageAside = Callable[[Plan, torch.Tensor, Brought], Awaitable[None]]
+"""Takes part in a round whose result we do not want."""
 
 
 class StandIns:
@@ -60,13 +67,13 @@ class StandIns:
     Args:
         context: who we are.
         rounds: what we know of rounds.
-        blame: called with a member that broke the protocol, and how.
+        average: see `AverageAside`.
     """
 
-    def __init__(self, context: MemberContext, rounds: Rounds, blame: Blame) -> None:
+    def __init__(self, context: MemberContext, rounds: Rounds, average: AverageAside) -> None:
         self._context = context
         self._rounds = rounds
-        self._blame = blame
+        self._average = average
         self._carried: Carried | None = None
         self._waiting: dict[PeerId, RoundId] = {}
         self._done: Counter[RoundId] = Counter()
@@ -109,7 +116,7 @@ class StandIns:
         own = seal_join(self._context, replace(carried.join, bandwidth_bytes_per_s=0))
         try:
             plan = await ask_to_join(self._context, leader, own, carried.vector_D.numel(), rules.stream_timeout_s)
-            await average_by_plan(self._context, self._rounds, plan, carried.vector_D, self._blame)
+            await self._average(plan, carried.vector_D, carried.brought)
             self._rounds.results.pop(plan.digest, None)
         except (RoundError, RemoteError) as error:
             log.info("epoch %d: we did not stand in at %s: %s", carried.join.epoch, leader.short, error)

@@ -2,9 +2,9 @@
 
 Mean and CenteredClip end where `sum_i w_i clip(g_i - v) = 0`. So every contributor i reports the projection `<z, g_i - v>` of its part and
 its distance `|g_i - v|`, and the weighted, clipped sum of all projections must vanish (verification 2). z is drawn after the result was
-agreed on: a false v is seen unless its error happens to be almost orthogonal to z. If more than half of the contributors are further from
-the result than clipping explains, the block is looked at as well (verification 3): that bounds what a reducer and senders who lie together
-can do. What does not vanish is reduced again in the open; verification 1, a contributor's figures against its part, is done there.
+agreed on: a false v is seen unless its error happens to be almost orthogonal to z. If more than half of the contributors find the result
+further away than their own parts explain, the block is looked at as well (verification 3): that bounds what a reducer and senders who lie
+together can do. What does not vanish is reduced again in the open; verification 1, a contributor's figures against its part, is done there.
 
 z has a random sign for each element, so `<z, e>` of an error e is at most 8 |e| (but for 2 of 10^14 draws, Hoeffding), and half of it or
 more in most draws. Legend: E elements of a block, T of a tile, G contributors.
@@ -29,8 +29,10 @@ _HOEFFDING = 8.0
 _ROUNDING = 1e-5
 """Of norms: what fp32 folds, fp32 dot products and an iteration that stops at 1e-6 of the radius may leave."""
 
-SUSPECT_RADII = 2.0
-"""Verification 3: a contributor further than this many radii from the result finds it suspicious."""
+DOUBT_TIMES = 4.0
+"""Verification 3: a result further from a contributor's part than this many times the part's length is doubted. An honest result lies among
+honest parts, so it is about as long as they are; whoever reduces states the radius of clipping itself, and one that is too large would let
+through what should be clipped."""
 
 _SIGN_TABLE = (1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).astype(np.float32)
 
@@ -44,24 +46,28 @@ def direction(coin: bytes, block: BlockIndex, tile: int, elems: int) -> torch.Te
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a contributor says of one block: `<z, g - v>` and `|g - v|`."""
+    """What a contributor says of one block: `<z, g - v>` and `|g - v|`; and for its own use, `|g|`."""
 
     projection: float
     distance: float
+    length: float = 0.0
 
 
 def figures_of(part_E: Part, result_E: torch.Tensor, coin: bytes, block: BlockIndex) -> Figures:
     """Figures of one part, in one pass, tile by tile; tiles are summed in fp64."""
-    projection = squares = 0.0
+    projection = squares = own_squares = 0.0
     scratch_T = torch.empty(min(TILE_ELEMS, result_E.numel()))
     for tile, start in enumerate(range(0, result_E.numel(), TILE_ELEMS)):
         result_T = result_E[start : start + TILE_ELEMS]
         difference_T = scratch_T[: result_T.numel()]
         read_part(part_E, start, difference_T)
+        own_squares += float(torch.dot(difference_T, difference_T))
         difference_T.sub_(result_T)
         projection += float(torch.dot(direction(coin, block, tile, difference_T.numel()), difference_T))
         squares += float(torch.dot(difference_T, difference_T))
-    return Figures(projection, math.sqrt(squares)) if math.isfinite(squares) else _wide_figures(part_E, result_E, coin, block)
+    if not math.isfinite(squares + own_squares):
+        return _wide_figures(part_E, result_E, coin, block)
+    return Figures(projection, math.sqrt(squares), math.sqrt(own_squares))
 
 
 def _wide_figures(part_E: Part, result_E: torch.Tensor, coin: bytes, block: BlockIndex) -> Figures:
@@ -72,7 +78,8 @@ def _wide_figures(part_E: Part, result_E: torch.Tensor, coin: bytes, block: Bloc
     difference_E = part.double() - result_E.double()
     tiles = range(0, part.numel(), TILE_ELEMS)
     signs_E = torch.cat([direction(coin, block, i, min(TILE_ELEMS, part.numel() - start)) for i, start in enumerate(tiles)])
-    return Figures(float(torch.dot(signs_E.double(), difference_E)), float(torch.linalg.vector_norm(difference_E)))
+    lengths = (float(torch.linalg.vector_norm(vector)) for vector in (difference_E, part.double()))
+    return Figures(float(torch.dot(signs_E.double(), difference_E)), *lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +126,13 @@ def tolerance(figures_G: Sequence[Figures], facts: BlockFacts) -> float:
 
 
 def suspicious(figures_G: Sequence[Figures], facts: BlockFacts) -> bool:
-    """Verifications 2 and 3 of one block, given the figures of all its contributors."""
-    if residual(figures_G, facts) > tolerance(figures_G, facts):
-        return True
-    far = sum(f.distance > SUSPECT_RADII * facts.radius for f in figures_G)
-    return 2 * far > len(figures_G)
+    """Verification 2 of one block, given the figures of all its contributors."""
+    return residual(figures_G, facts) > tolerance(figures_G, facts)
+
+
+def doubts(distance: float, part_norm: float) -> bool:
+    """Verification 3, one contributor's vote: its part explains no result so far away."""
+    return distance > DOUBT_TIMES * part_norm
 
 
 def figures_differ(claimed: Figures, found: Figures) -> bool:

@@ -152,6 +152,7 @@ class Check:
         weight: of the result.
         projections: of its part on the direction, one a block; 0 where its part is not in the result.
         distances: of its part from the result, one a block; as projections.
+        doubted: blocks of the result that are far from its part (`checks.doubts`), ascending.
     """
 
     first_plan_digest: bytes
@@ -163,6 +164,7 @@ class Check:
     weight: float
     projections: tuple[float, ...]
     distances: tuple[float, ...]
+    doubted: tuple[BlockIndex, ...] = ()
 
     def encode(self) -> bytes:
         """Wire bytes, to be sealed."""
@@ -176,6 +178,7 @@ class Check:
             weight=self.weight,
             projections=self.projections,
             distances=self.distances,
+            doubted=self.doubted,
         ).SerializeToString(deterministic=True)
 
     @classmethod
@@ -186,6 +189,8 @@ class Check:
         require(len(m.coin) == HASH_BYTES and len(m.result_hash) == HASH_BYTES, sender, "a check whose hashes are not 32 bytes")
         require(0 < m.electorate <= 2 * MAX_MEMBERS, sender, f"a check of an absurd electorate: {m.electorate}")
         require(len(m.projections) == len(m.distances) <= MAX_BLOCKS, sender, "a check with lists of other lengths")
+        ascending = all(a < b for a, b in zip(m.doubted, m.doubted[1:], strict=False))
+        require(ascending and len(m.doubted) <= len(m.distances), sender, "a check that doubts blocks out of order")
         finite = all(math.isfinite(value) for value in (*m.projections, *m.distances))
         require(finite and all(value >= 0 for value in m.distances), sender, "a check with absurd figures")
         fair = math.isfinite(m.weight) and 0 < m.weight <= MAX_CARRIED_WEIGHT * MAX_MEMBERS
@@ -200,6 +205,7 @@ class Check:
             m.weight,
             tuple(m.projections),
             tuple(m.distances),
+            tuple(BlockIndex(b) for b in m.doubted),
         )
 
 

@@ -113,20 +113,22 @@ class Report(_message.Message):
     def __init__(self, plan_digest: _Optional[bytes] = ..., block_hashes: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("first_plan_digest", "epoch", "block_hashes", "weight", "state_hash", "round_index")
+    __slots__ = ("first_plan_digest", "epoch", "block_hashes", "weight", "state_hash", "round_index", "certificate")
     FIRST_PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BLOCK_HASHES_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     STATE_HASH_FIELD_NUMBER: _ClassVar[int]
     ROUND_INDEX_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     first_plan_digest: bytes
     epoch: int
     block_hashes: _containers.RepeatedScalarFieldContainer[bytes]
     weight: float
     state_hash: bytes
     round_index: int
-    def __init__(self, first_plan_digest: _Optional[bytes] = ..., epoch: _Optional[int] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., weight: _Optional[float] = ..., state_hash: _Optional[bytes] = ..., round_index: _Optional[int] = ...) -> None: ...
+    certificate: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, first_plan_digest: _Optional[bytes] = ..., epoch: _Optional[int] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., weight: _Optional[float] = ..., state_hash: _Optional[bytes] = ..., round_index: _Optional[int] = ..., certificate: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("plan", "commit")

@@ -36,14 +36,6 @@ class Committed(_message.Message):
     certificate: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, sealed_commitment: _Optional[bytes] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., certificate: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
-class ExchangeOpening(_message.Message):
-    __slots__ = ("plan_digest", "committed")
-    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
-    COMMITTED_FIELD_NUMBER: _ClassVar[int]
-    plan_digest: bytes
-    committed: Committed
-    def __init__(self, plan_digest: _Optional[bytes] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ...) -> None: ...
-
 class Reduction(_message.Message):
     __slots__ = ("first_plan_digest", "blocks", "block_hashes", "radii", "attempt")
     FIRST_PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -59,14 +51,16 @@ class Reduction(_message.Message):
     def __init__(self, first_plan_digest: _Optional[bytes] = ..., blocks: _Optional[_Iterable[int]] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., radii: _Optional[_Iterable[float]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Share(_message.Message):
-    __slots__ = ("sealed_commitment", "share", "attempt")
+    __slots__ = ("sealed_commitment", "share", "attempt", "relayed")
     SEALED_COMMITMENT_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    RELAYED_FIELD_NUMBER: _ClassVar[int]
     sealed_commitment: bytes
     share: bytes
     attempt: int
-    def __init__(self, sealed_commitment: _Optional[bytes] = ..., share: _Optional[bytes] = ..., attempt: _Optional[int] = ...) -> None: ...
+    relayed: _containers.RepeatedCompositeFieldContainer[MemberShare]
+    def __init__(self, sealed_commitment: _Optional[bytes] = ..., share: _Optional[bytes] = ..., attempt: _Optional[int] = ..., relayed: _Optional[_Iterable[_Union[MemberShare, _Mapping]]] = ...) -> None: ...
 
 class MemberShare(_message.Message):
     __slots__ = ("member", "sealed_commitment", "share")
@@ -99,7 +93,7 @@ class ShareRequest(_message.Message):
     def __init__(self, first_plan_digest: _Optional[bytes] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Check(_message.Message):
-    __slots__ = ("first_plan_digest", "coin", "epoch", "round_index", "electorate", "result_hash", "weight", "projections", "distances")
+    __slots__ = ("first_plan_digest", "coin", "epoch", "round_index", "electorate", "result_hash", "weight", "projections", "distances", "doubted")
     FIRST_PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     COIN_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +103,7 @@ class Check(_message.Message):
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     PROJECTIONS_FIELD_NUMBER: _ClassVar[int]
     DISTANCES_FIELD_NUMBER: _ClassVar[int]
+    DOUBTED_FIELD_NUMBER: _ClassVar[int]
     first_plan_digest: bytes
     coin: bytes
     epoch: int
@@ -118,7 +113,8 @@ class Check(_message.Message):
     weight: float
     projections: _containers.RepeatedScalarFieldContainer[float]
     distances: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, first_plan_digest: _Optional[bytes] = ..., coin: _Optional[bytes] = ..., epoch: _Optional[int] = ..., round_index: _Optional[int] = ..., electorate: _Optional[int] = ..., result_hash: _Optional[bytes] = ..., weight: _Optional[float] = ..., projections: _Optional[_Iterable[float]] = ..., distances: _Optional[_Iterable[float]] = ...) -> None: ...
+    doubted: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, first_plan_digest: _Optional[bytes] = ..., coin: _Optional[bytes] = ..., epoch: _Optional[int] = ..., round_index: _Optional[int] = ..., electorate: _Optional[int] = ..., result_hash: _Optional[bytes] = ..., weight: _Optional[float] = ..., projections: _Optional[_Iterable[float]] = ..., distances: _Optional[_Iterable[float]] = ..., doubted: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Checks(_message.Message):
     __slots__ = ("sealed",)

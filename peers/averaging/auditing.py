@@ -1,0 +1,242 @@
+"""Audits: who the coin draws replays another's contribution, and everybody looks into what is said of anybody."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from peers.averaging.context import MemberContext, TrustRules
+from peers.averaging.court import Court
+from peers.averaging.opening import open_block
+from peers.averaging.parts_transfer import fetch_parts
+from peers.averaging.verified import Case, VerifiedRounds
+from protocols.butterfly import blocks_reduced_by, reducers_of
+from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal
+from protocols.ids import BlockIndex, Epoch, PeerId
+from protocols.messages import require
+from protocols.trust.audits import blocks_in_audit_order, contribution_differs, draw_audits
+from protocols.trust.checks import Figures, figures_differ, figures_of
+from protocols.trust.offences import Offence
+from protocols.trust.statements import ACCUSATION, Charge
+
+log = logging.getLogger(__name__)
+
+ACCUSE = "accuse"
+"""Name of the call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Whose contribution to compute again, from public data.
+
+    Args:
+        peer, epoch: whose, of which epoch.
+        first_sample, samples: over which of its samples.
+        state_hash: of the state it was computed on.
+    """
+
+    peer: PeerId
+    epoch: Epoch
+    first_sample: int
+    samples: int
+    state_hash: bytes
+
+
+Replayer = Callable[[Replay], Awaitable[torch.Tensor | None]]
+"""Computes a contribution again: flat_D fp32, or None if we cannot."""
+
+
+class Auditing:
+    """One member's audits and its part in looking into accusations.
+
+    Args:
+        context: who we are.
+        verified: rounds that can be looked into.
+        court: judges.
+        replayer: see `Replayer`.
+    """
+
+    def __init__(self, context: MemberContext, verified: VerifiedRounds, court: Court, replayer: Replayer) -> None:
+        self._context = context
+        self._verified = verified
+        self._court = court
+        self._replayer = replayer
+        self._looked_into: set[tuple[bytes, PeerId, Charge]] = set()
+        self._replayed: dict[Replay, asyncio.Future[torch.Tensor | None]] = {}
+        self.busy: set[asyncio.Task[None]] = set()
+        self.passed: dict[PeerId, int] = {}
+        self.calls = {ACCUSE: self._on_accusation}
+
+    def begin(self, case: Case) -> None:
+        """A first round is over: do the audits that its coin gives us, beside everything else."""
+        self._replayed = {replay: future for replay, future in self._replayed.items() if replay.epoch + 1 >= case.plan.epoch}
+        self._looked_into = {known for known in self._looked_into if known[2].epoch + 1 >= case.plan.epoch}
+        for target in self._targets(case):
+            self._start(self._audit(case, target), f"audit of {target.short}")
+        for charge in self._context.conduct.accusations(case.evidence.plan):
+            self._start(self._accuse(charge), f"accusation of {charge.accused.short}")
+
+    def _start(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = self._context.tasks.create_task(work, name=name)
+        self.busy.add(task)
+        task.add_done_callback(self.busy.discard)
+
+    def _targets(self, case: Case) -> list[PeerId]:
+        rules: TrustRules | None = self._context.rules.trust
+        if rules is None or case.verified is None:
+            return []
+        plan, committed = case.evidence.plan, case.evidence.committed
+        worked = {plan.members[i].peer: plan.members[i].join.weight > 0 for i in committed if committed[i].commitment.samples > 0}
+        proven = [peer for peer, counts in worked.items() if counts]
+        newcomers = [peer for peer, counts in worked.items() if not counts]
+        audits = draw_audits(case.evidence.coin, proven, newcomers, rules.auditors)
+        return [audit.target for audit in audits if audit.auditor == self._context.me]
+
+    # An audit
+
+    async def _audit(self, case: Case, target: PeerId) -> None:
+        member = case.evidence.plan.index_of(target)
+        own_D = await self._replay_of(case, target)
+        if member is None or own_D is None:
+            log.info("epoch %d: we cannot audit %s", case.plan.epoch, target.short)
+            return
+        charge = await self._first_difference(case, member, own_D) or await self._false_check(case, member)
+        if charge is None:
+            log.info("epoch %d: the contribution of %s is in order", case.plan.epoch, target.short)
+            self.passed[target] = self.passed.get(target, 0) + 1
+            return
+        if self._context.conduct.finds(charge, guilty=True):
+            self._court.judge(charge.first_plan_digest, charge.accused, charge.offence)
+            await self._accuse(charge)
+
+    async def _first_difference(self, case: Case, member: int, own_D: torch.Tensor) -> Charge | None:
+        evidence = case.evidence
+        for block in map(BlockIndex, blocks_in_audit_order(evidence.coin, evidence.blocks)):
+            had = await fetch_parts(self._context, evidence, member, [block], self._holders(case, member, block))
+            if had and await self._context.heavy(lambda b=block: self._differs(case, member, b, own_D)):  # type: ignore[misc]
+                return self._charge(case, member, Offence.CONTRIBUTION, block)
+        return None
+
+    def _differs(self, case: Case, member: int, block: BlockIndex, own_D: torch.Tensor) -> bool:
+        """Runs in the pool. Bytes that are no block are no contribution either."""
+        rules, codec = self._context.rules.trust, self._context.rules.codec
+        start, stop = case.evidence.blocks.span(block)
+        try:
+            theirs_E = codec.decode(case.evidence.parts[member, block], stop - start)
+        except ValueError:
+            return True
+        return rules is not None and contribution_differs(theirs_E, own_D, (start, stop), codec, rules.audit_tolerance)
+
+    async def _false_check(self, case: Case, member: int) -> Charge | None:
+        for block in map(BlockIndex, range(case.evidence.blocks.count)):
+            if await self._context.heavy(lambda b=block: self._misreported(case, member, b)):  # type: ignore[misc]
+                return self._charge(case, member, Offence.CHECK, block)
+        return None
+
+    def _misreported(self, case: Case, member: int, block: BlockIndex) -> bool:
+        """Runs in the pool."""
+        check, data = case.checks.get(member), case.evidence.parts.get((member, block))
+        if check is None or data is None or block in case.put_right or not case.result.masks.get(block, 0) >> member & 1:
+            return False
+        start, stop = case.evidence.blocks.span(block)
+        part_E = self._context.rules.codec.open(data, stop - start)
+        found = figures_of(part_E, case.result.averaged_D[start:stop], check.coin, block)
+        return figures_differ(Figures(check.projections[block], check.distances[block]), found)
+
+    def _charge(self, case: Case, member: int, offence: Offence, block: BlockIndex) -> Charge:
+        plan = case.evidence.plan
+        return Charge(plan.digest, plan.epoch, plan.members[member].peer, offence, block)
+
+    def _holders(self, case: Case, member: int, block: BlockIndex, first: Sequence[PeerId] = ()) -> list[PeerId]:
+        """Who may have a member's block: itself, and whoever reduced it."""
+        plan = case.evidence.plan
+        reducers = [i for i in sorted(reducers_of(plan)) if block in blocks_reduced_by(plan, i)]
+        return [*first, plan.members[member].peer, *(plan.members[i].peer for i in reducers)]
+
+    async def _replay_of(self, case: Case, peer: PeerId) -> torch.Tensor | None:
+        """Each contribution is computed once, however many look into it."""
+        plan = case.evidence.plan
+        member = plan.index_of(peer)
+        committed = case.evidence.committed.get(member) if member is not None else None
+        if member is None or committed is None or not committed.commitment.samples:
+            return None
+        said = committed.commitment
+        replay = Replay(peer, plan.epoch, said.first_sample, said.samples, plan.members[member].join.state_hash)
+        known = self._replayed.get(replay)
+        if known is None:
+            known = self._replayed[replay] = asyncio.get_running_loop().create_future()
+            try:
+                known.set_result(await self._replayer(replay))
+            finally:
+                if not known.done():
+                    known.set_result(None)
+        return await asyncio.shield(known)
+
+    # Accusations
+
+    async def _accuse(self, charge: Charge) -> None:
+        """Ask everybody in the group to look."""
+        case = self._verified.cases.get(charge.first_plan_digest)
+        if case is None:
+            return
+        sealed = self._context.notary.seal(ACCUSATION, charge.encode_accusation())
+        others = [member.peer for member in case.evidence.plan.members if member.peer not in (self._context.me, charge.accused)]
+        await asyncio.gather(*(self._send(peer, sealed) for peer in others))
+
+    async def _send(self, peer: PeerId, sealed: bytes) -> None:
+        endpoint = self._context.directory.endpoint(peer)
+        if endpoint is None:
+            return
+        try:
+            await self._context.transport.call(endpoint, ACCUSE, sealed, timeout_s=self._context.rules.stall_timeout_s)
+        except RemoteError as error:
+            log.info("accusation not heard: %s", error)
+
+    async def _on_accusation(self, sender: PeerId, request: bytes) -> bytes:
+        accuser, payload = await self._context.heavy(lambda: self._context.notary.open(ACCUSATION, request))
+        charge = Charge.decode_accusation(payload, accuser)
+        case = self._verified.cases.get(charge.first_plan_digest)
+        if case is None:
+            raise RemoteRefusal(sender, "unknown-plan", "this member cannot look into that round")
+        plan = case.evidence.plan
+        strangers = plan.index_of(accuser) is None or plan.index_of(charge.accused) is None or accuser == charge.accused
+        require(not strangers and charge.block < case.evidence.blocks.count, sender, "an accusation of strangers, or of no block")
+        key = (charge.first_plan_digest, accuser, charge)
+        mine = sum(known[:2] == key[:2] for known in self._looked_into)
+        if key not in self._looked_into and mine < 2 and not self._court.is_banned(accuser):
+            self._looked_into.add(key)
+            self._start(self._look_into(case, charge, accuser), f"looking into {charge.accused.short}")
+        return b""
+
+    async def _look_into(self, case: Case, charge: Charge, accuser: PeerId) -> None:
+        found = await self._finding(case, charge, accuser)
+        guilty = None if found is None else self._context.conduct.finds(charge, guilty=found)
+        if guilty:
+            self._court.judge(charge.first_plan_digest, charge.accused, charge.offence)
+        elif guilty is False:
+            self._court.judge(charge.first_plan_digest, accuser, Offence.FALSE_ACCUSATION)
+
+    async def _finding(self, case: Case, charge: Charge, accuser: PeerId) -> bool | None:
+        """Whether the accused is guilty; None if we cannot know."""
+        member = case.evidence.plan.index_of(charge.accused)
+        if member is None or charge.offence not in (Offence.CONTRIBUTION, Offence.CHECK, Offence.REDUCTION):
+            return None
+        if charge.offence is Offence.REDUCTION:
+            opened = await open_block(self._context, case.evidence, case.plan, case.result, charge.block, {})
+            return any(finding.peer == charge.accused for finding in opened.findings) if opened.complete else None
+        holders = self._holders(case, member, charge.block, (accuser,))
+        try:
+            if not await fetch_parts(self._context, case.evidence, member, [charge.block], holders):
+                return None
+        except RemoteProtocolError:
+            return None
+        if charge.offence is Offence.CHECK:
+            return await self._context.heavy(lambda: self._misreported(case, member, charge.block))
+        own_D = await self._replay_of(case, charge.accused)
+        if own_D is None:
+            return None
+        return await self._context.heavy(lambda: self._differs(case, member, charge.block, own_D))

@@ -1,0 +1,212 @@
+"""Judgements of a group, and the bans that follow: what a member says of others, and what it believes of what they say.
+
+A member judges only what it has looked into itself. As soon as more than half of those who were to agree in a round have said the same of
+one of its members, their signed words are the proof of a ban, for whoever sees them, at any time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+from peers.averaging.context import MemberContext
+from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal
+from protocols.ids import Epoch, PeerId
+from protocols.messages import Plan, SealedJoin, parse, require
+from protocols.proto.swarm.v1 import trust_pb2 as pb
+from protocols.trust.ledger import ABSURD_AHEAD, Ban, ban_by_judgements, ban_by_statements, check_ban
+from protocols.trust.offences import Offence
+from protocols.trust.statements import JUDGEMENT, Charge
+
+log = logging.getLogger(__name__)
+
+JUDGE, BAN, LEDGER = "judge", "ban", "ledger"
+"""Names of the calls."""
+
+_REMEMBERED_PLANS = 64
+_PAGE_BYTES = 2 * 2**20
+_SPREAD_EPOCHS = 2
+
+GroupSize = Callable[[Epoch, int, PeerId], int]
+"""(epoch, round, member) -> members of its group by our own view, 0 if we have none."""
+
+
+class Court:
+    """One member's part in judging others.
+
+    Args:
+        context: who we are.
+        group_size: see `GroupSize`.
+        on_ban: called once for each new ban.
+    """
+
+    def __init__(self, context: MemberContext, group_size: GroupSize, on_ban: Callable[[Ban], None]) -> None:
+        self._context = context
+        self._group_size = group_size
+        self._on_ban = on_ban
+        self._plans: OrderedDict[bytes, Plan] = OrderedDict()
+        self._judgements: dict[tuple[bytes, PeerId, Offence], dict[PeerId, bytes]] = {}
+        self._told: dict[PeerId, set[PeerId]] = {}
+        self._fresh: dict[PeerId, Epoch] = {}
+        self.epoch = Epoch(0)
+        self.calls = {JUDGE: self._on_judgement, BAN: self._on_ban_told, LEDGER: self._on_ledger}
+
+    def open_round(self, plan: Plan) -> None:
+        """We take part in this round: its members may be judged."""
+        self._plans[plan.digest] = plan
+        self.epoch = max(self.epoch, plan.epoch)
+        while len(self._plans) > _REMEMBERED_PLANS:
+            digest, _ = self._plans.popitem(last=False)
+            self._judgements = {key: words for key, words in self._judgements.items() if key[0] != digest}
+        self._fresh = {peer: epoch for peer, epoch in self._fresh.items() if epoch + _SPREAD_EPOCHS > plan.epoch}
+        self._spread(member.peer for member in plan.members)
+
+    def is_banned(self, peer: PeerId) -> bool:
+        """Whether a member is out."""
+        return peer in self._context.ledger
+
+    # What we say
+
+    def judge(self, first_plan_digest: bytes, accused: PeerId, offence: Offence) -> None:
+        """We have seen for ourselves that a member of a round is guilty: say so to all of its members, once."""
+        plan = self._plans.get(first_plan_digest)
+        key = (first_plan_digest, accused, offence)
+        if plan is None or accused == self._context.me or self._context.me in self._judgements.get(key, {}) or self.is_banned(accused):
+            return
+        log.info("epoch %d: we find %s guilty: %s", plan.epoch, accused.short, offence.sentence)
+        charge = Charge(first_plan_digest, plan.epoch, accused, offence)
+        sealed = self._context.notary.seal(JUDGEMENT, charge.encode_judgement())
+        self._note(plan, key, self._context.me, sealed)
+        self._tell((member.peer for member in plan.members if member.peer != accused), JUDGE, sealed)
+
+    def testify(self, accused: PeerId) -> None:
+        """A member broke the protocol towards us: say so in the newest round that it was in."""
+        for digest, plan in reversed(self._plans.items()):
+            if plan.index_of(accused) is not None:
+                self.judge(digest, accused, Offence.MALFORMED)
+                return
+
+    def convict(self, accused: PeerId, offence: Offence, statements: Iterable[tuple[str, bytes]]) -> None:
+        """A member's own signed statements prove it guilty: no judgement is needed."""
+        proof = ban_by_statements(accused, offence, statements)
+        try:
+            ban = check_ban(proof, self._context.notary.open_old, self.epoch, self._group_size, None)
+        except RemoteProtocolError as error:
+            log.info("no proof against %s: %s", accused.short, error)
+            return
+        if self._take(ban):
+            self._spread(member.peer for plan in list(self._plans.values())[-4:] for member in plan.members)
+
+    def check_join(self, join: SealedJoin) -> None:
+        """Convict whoever signs a join of an epoch that no honest member can be in.
+
+        Raises:
+            RemoteRefusal: its member is banned.
+        """
+        if join.join.epoch > self.epoch + ABSURD_AHEAD:
+            self.convict(join.peer, Offence.ABSURD_CLAIM, [("join", join.sealed)])
+        if self.is_banned(join.peer):
+            raise RemoteRefusal(join.peer, "banned", "you are banned from this run")
+
+    def _note(self, plan: Plan, key: tuple[bytes, PeerId, Offence], juror: PeerId, sealed: bytes) -> None:
+        words = self._judgements.setdefault(key, {})
+        words.setdefault(juror, sealed)
+        _, accused, offence = key
+        electorate = max(plan.electorate, self._group_size(plan.epoch, plan.round_index, accused))
+        if 2 * len(words) > electorate and not self.is_banned(accused):
+            proof = ban_by_judgements(accused, offence, plan, [words[juror] for juror in sorted(words)])
+            self._take(Ban(accused, offence, plan.epoch, proof))
+            self._told[accused] = {member.peer for member in plan.members}
+
+    def _take(self, ban: Ban) -> bool:
+        if not self._context.ledger.add(ban):
+            return False
+        self._fresh[ban.accused] = self.epoch
+        log.info("epoch %d: member %s is banned: %s", self.epoch, ban.accused.short, ban.offence.sentence)
+        self._on_ban(ban)
+        return True
+
+    # What we pass on
+
+    def _spread(self, peers: Iterable[PeerId]) -> None:
+        """Show fresh bans to whoever we meet: through the groups of an epoch they reach everybody."""
+        fresh = [ban for peer in self._fresh if (ban := self._context.ledger.of(peer))]
+        for peer in set(peers) if fresh else ():
+            for ban in fresh:
+                told = self._told.setdefault(ban.accused, set())
+                if peer not in told:
+                    told.add(peer)
+                    self._tell([peer], BAN, ban.proof)
+
+    def _tell(self, peers: Iterable[PeerId], method: str, message: bytes) -> None:
+        for peer in peers:
+            if peer != self._context.me and not self.is_banned(peer):
+                self._context.tasks.create_task(self._call(peer, method, message), name=f"{method} to {peer.short}")
+
+    async def _call(self, peer: PeerId, method: str, message: bytes) -> None:
+        endpoint = self._context.directory.endpoint(peer)
+        if endpoint is None:
+            return
+        try:
+            await self._context.transport.call(endpoint, method, message, timeout_s=self._context.rules.stall_timeout_s)
+        except RemoteError as error:
+            log.debug("%s not heard: %s", method, error)
+
+    # What others say
+
+    async def _on_judgement(self, sender: PeerId, request: bytes) -> bytes:
+        juror, payload = await self._context.heavy(lambda: self._context.notary.open(JUDGEMENT, request))
+        charge = Charge.decode_judgement(payload, juror)
+        plan = self._plans.get(charge.first_plan_digest)
+        if plan is None:
+            raise RemoteRefusal(sender, "unknown-plan", "this member knows nothing of that round")
+        require(plan.index_of(juror) is not None and plan.index_of(charge.accused) is not None, sender, "a judgement of strangers")
+        if not self.is_banned(juror):
+            self._note(plan, (charge.first_plan_digest, charge.accused, charge.offence), juror, request)
+        return b""
+
+    async def _on_ban_told(self, sender: PeerId, request: bytes) -> bytes:
+        await self.learn([request], sender)
+        return b""
+
+    async def learn(self, proofs: Iterable[bytes], by: PeerId) -> None:
+        """Take in bans that somebody shows us.
+
+        Raises:
+            RemoteProtocolError: one proves nothing.
+        """
+        for proof in proofs:
+            known = parse(pb.Ban, proof, by).accused
+            if len(known) == len(by.public_key) and self.is_banned(PeerId(known)):
+                continue
+            check = lambda data=proof: check_ban(data, self._context.notary.open_old, self.epoch, self._group_size, by)  # noqa: E731
+            self._take(await self._context.heavy(check))
+
+    async def _on_ledger(self, sender: PeerId, request: bytes) -> bytes:
+        """A page of our bans, for newcomers."""
+        bans = self._context.ledger.bans[parse(pb.LedgerRequest, request, sender).offset :]
+        page: list[bytes] = []
+        size_bytes = 0
+        for ban in bans:
+            size_bytes += len(ban.proof)
+            if page and size_bytes > _PAGE_BYTES:
+                break
+            page.append(ban.proof)
+        return pb.LedgerPage(bans=page, more=len(page) < len(bans)).SerializeToString()
+
+    async def fetch_ledger(self, peers: Iterable[PeerId]) -> int:
+        """Learn the bans that others know; returns how many there are now. Whoever shows one that proves nothing is passed over."""
+        for peer in peers:
+            endpoint, offset, more = self._context.directory.endpoint(peer), 0, True
+            try:
+                while endpoint is not None and more:
+                    request = pb.LedgerRequest(offset=offset).SerializeToString()
+                    timeout_s = self._context.rules.stall_timeout_s
+                    reply = await self._context.transport.call(endpoint, LEDGER, request, timeout_s=timeout_s)
+                    page = parse(pb.LedgerPage, reply, peer)
+                    await self.learn(page.bans, peer)
+                    offset, more = offset + len(page.bans), page.more and bool(page.bans)
+            except RemoteError as error:
+                log.info("ledger not had: %s", error)
+        return len(self._context.ledger.bans)

@@ -1,0 +1,141 @@
+"""How a member of a run that verifies guards itself: verified rounds, audits and judgements, joined."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from peers.averaging.auditing import Auditing, Replay, Replayer
+from peers.averaging.context import Blame, MemberContext
+from peers.averaging.court import Court
+from peers.averaging.evidence import Brought
+from peers.averaging.result import RoundResult
+from peers.averaging.rounds import Rounds
+from peers.averaging.serving import Guards
+from peers.averaging.verified import Case, VerifiedRounds
+from protocols.errors import RemoteProtocolError, RemoteRefusal, RoundError
+from protocols.grid import Placement
+from protocols.ids import Epoch, PeerId
+from protocols.messages import Commit, Plan, SealedJoin, input_hash
+from protocols.trust.certifying import CertifiedResult, check_certificate
+from protocols.trust.ledger import Ban
+from protocols.trust.statements import Commitment
+
+_REMEMBERED_PLACEMENTS = 4
+
+
+async def cannot_replay(_replay: Replay) -> torch.Tensor | None:
+    """For members that have no data or no model."""
+    return None
+
+
+class Guarding:
+    """See the module.
+
+    Args:
+        context: who we are.
+        rounds: what we know of rounds.
+        blame: called with a member that broke the protocol, and how.
+        replayer: computes contributions again.
+    """
+
+    def __init__(self, context: MemberContext, rounds: Rounds, blame: Blame, replayer: Replayer) -> None:
+        self._context = context
+        self._blame = blame
+        self._placements: dict[Epoch, Placement] = {}
+        self._served: Counter[PeerId] = Counter()
+        self._first_epoch: Epoch | None = None
+        self.on_ban: Callable[[Ban], None] = lambda ban: None
+        self.court = Court(context, self._group_size, self._banned)
+        self.verified = VerifiedRounds(context, rounds, self.court, blame)
+        self.auditing = Auditing(context, self.verified, self.court, replayer)
+        self.guards = Guards({**self.court.calls, **self.auditing.calls}, self._check_join)
+
+    def _banned(self, ban: Ban) -> None:
+        self.on_ban(ban)
+
+    def see(self, epoch: Epoch, placement: Placement) -> None:
+        """Our view of an epoch's grid."""
+        self._first_epoch = epoch if self._first_epoch is None else self._first_epoch
+        self._placements[epoch] = placement
+        while len(self._placements) > _REMEMBERED_PLACEMENTS:
+            del self._placements[min(self._placements)]
+
+    def _group_size(self, epoch: Epoch, index: int, peer: PeerId) -> int:
+        placement = self._placements.get(epoch)
+        if placement is None or not 0 <= index < placement.rounds:
+            return 0
+        try:
+            return sum(member not in self._context.ledger for member in placement.group(peer, index))
+        except KeyError:
+            return 0
+
+    # Rounds
+
+    async def average(self, plan: Plan, own_D: torch.Tensor, brought: Brought) -> tuple[Case, Commit]:
+        """See `VerifiedRounds.average`; the commit carries its certificate."""
+        case, commit = await self.verified.average(plan, own_D, brought, self._vouched(plan))
+        if not plan.round_index:
+            self._served.update(plan.members[i].peer for i, said in case.evidence.committed.items() if said.commitment.samples)
+        return case, case.certified(commit)
+
+    def _vouched(self, plan: Plan) -> Callable[[PeerId, Commitment, Sequence[bytes]], None]:
+        def check(peer: PeerId, commitment: Commitment, certificate: Sequence[bytes]) -> None:
+            member = plan.index_of(peer)
+            join = plan.members[member].join if member is not None else None
+            if join is None:
+                raise RemoteProtocolError(peer, "it brings something to a round that it is not in")
+            before = plan.round_index - 1
+            result = CertifiedResult(commitment.previous_plan_digest, plan.epoch, before, join.input_hash, join.weight)
+            check_certificate(result, certificate, self._context.notary.open, self._group_size(plan.epoch, before, peer), peer)
+
+        return check
+
+    async def certified(self, commit: Commit, result: RoundResult, holder: PeerId) -> bool:
+        """Whether a group vouches for the result of a round that we were not in."""
+        named = CertifiedResult(
+            commit.first_plan_digest,
+            commit.epoch,
+            commit.round_index,
+            input_hash(result.contents, commit.first_plan_digest),
+            commit.weight,
+        )
+        size = self._group_size(commit.epoch, commit.round_index, holder)
+        try:
+            await self._context.heavy(lambda: check_certificate(named, commit.certificate, self._context.notary.open, size, holder))
+        except RemoteProtocolError as error:
+            self._blame(holder, error.reason)
+            return False
+        return True
+
+    def require_certificate(self, commit: Commit) -> None:
+        """Nobody would take what no group vouches for.
+
+        Raises:
+            RoundError: we have nothing to bring to the next round.
+        """
+        if not commit.certificate:
+            raise RoundError("nobody vouches for the result of the round before")
+
+    # Newcomers
+
+    def on_probation(self, peer: PeerId, epoch: Epoch) -> bool:
+        """Whether a member's work does not count yet: it has served too few epochs, as far as we have seen, and was not there from the
+        beginning.
+        """
+        trust = self._context.rules.trust
+        if trust is None or self._first_epoch is None:
+            return False
+        founding = epoch < trust.probation_epochs or (self._first_epoch + trust.probation_epochs > epoch and self._first_epoch > 0)
+        return not founding and self._served[peer] < trust.probation_epochs
+
+    def served(self, peers: Iterable[PeerId]) -> dict[PeerId, int]:
+        """For how many epochs we have seen members serve."""
+        return {peer: self._served[peer] for peer in peers}
+
+    def _check_join(self, join: SealedJoin) -> None:
+        self.court.check_join(join)
+        if join.join.weight > 0 and not join.join.round_index and self.on_probation(join.peer, join.join.epoch):
+            raise RemoteRefusal(join.peer, "probation", "your work is audited and does not count yet: join with weight 0")

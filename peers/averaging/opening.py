@@ -1,0 +1,134 @@
+"""Reducing a block again in the open: everybody gets its parts, computes the aggregate, and sees who lied (papers.md B.3, steps 7 to 9)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+
+from peers.averaging.context import MemberContext, TrustRules
+from peers.averaging.evidence import Evidence
+from peers.averaging.parts_transfer import fetch_parts
+from peers.averaging.result import RoundResult
+from protocols.aggregation.mean import weighted_mean
+from protocols.butterfly import contributors_in, fold_order
+from protocols.frames import BlockBytes, FrameKind
+from protocols.ids import BlockIndex, PeerId
+from protocols.messages import Plan
+from protocols.parts import Part
+from protocols.trust.checks import BlockFacts, Figures, block_norm, codec_error, figures_differ, figures_of, reductions_differ
+from protocols.trust.offences import Offence
+from protocols.trust.statements import Check
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Who is guilty of what."""
+
+    peer: PeerId
+    offence: Offence
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a block turned out to be.
+
+    Args:
+        findings: who lied about it.
+        right: the block as it should be, if it is another than was returned.
+        complete: whether the parts of all contributors could be had; if not, nobody is found guilty.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    right: BlockBytes | None = None
+    complete: bool = True
+
+
+async def open_block(
+    context: MemberContext, evidence: Evidence, plan: Plan, result: RoundResult, block: BlockIndex, checks: dict[int, Check]
+) -> Opened:
+    """Reduce a block of a round again.
+
+    Args:
+        context: who we are.
+        evidence: of the round.
+        plan: of its last attempt.
+        result: as the group agreed on.
+        block: which.
+        checks: what members reported of their parts, by index; their figures are compared.
+    """
+    contributors = contributors_in(plan, result.masks.get(block, 0)) or ()
+    stated = evidence.radius_of(block)
+    reducer = stated[0] if stated else next((task.member for task in evidence.plan.reduce if task.block == block), None)
+    first = [plan.members[reducer].peer] if reducer is not None else []
+    had = []
+    for member in fold_order(plan, contributors):
+        if await fetch_parts(context, evidence, member, [block], [*first, plan.members[member].peer]):
+            had.append(member)
+    if not had:
+        return Opened(complete=False)
+    case = _Case(context, evidence, plan, result, block, tuple(had), reducer)
+    return await context.heavy(lambda: case.judge(checks, complete=len(had) == len(contributors)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    context: MemberContext
+    evidence: Evidence
+    plan: Plan
+    result: RoundResult
+    block: BlockIndex
+    had: tuple[int, ...]
+    reducer: int | None
+
+    def judge(self, checks: dict[int, Check], *, complete: bool) -> Opened:
+        """Reduce again and compare. Runs in the pool."""
+        try:
+            parts_GE = [self._part(member) for member in self.had]
+        except ValueError as error:  # committed to bytes that are no block: their sender is left out, whoever took them
+            log.info("block %d of epoch %d: %s", self.block, self.plan.epoch, error)
+            return Opened(complete=False)
+        start, stop = self.result.blocks.span(self.block)
+        claimed_E = self.result.averaged_D[start:stop]
+        mean_E, spread = self._aggregate(parts_GE)
+        codec = self.context.rules.codec
+        data = codec.encode(mean_E)
+        found_E = codec.decode(data, stop - start)
+        facts = BlockFacts((1.0,), math.inf, block_norm(claimed_E), codec_error(codec, claimed_E))
+        findings, right = [], None
+        if reductions_differ(claimed_E, found_E, facts, spread):
+            mask = sum(1 << member for member in self.had)
+            right = BlockBytes(FrameKind.RESULT, self.block, bytes(data), mask)
+            if complete and self.reducer is not None:
+                findings.append(Finding(self.plan.members[self.reducer].peer, Offence.REDUCTION))
+        if complete:
+            findings += self._false_figures(parts_GE, claimed_E, checks)
+        return Opened(tuple(findings), right, complete)
+
+    def _part(self, member: int) -> Part:
+        return self.context.rules.codec.open(self.evidence.parts[member, self.block], self.result.blocks.elems(self.block))
+
+    def _aggregate(self, parts_GE: list[Part]) -> tuple[torch.Tensor, float]:
+        """The aggregate, and how far the parts lie around it as far as that counts."""
+        weights_G = [self.plan.weights[member] for member in self.had]
+        trust: TrustRules | None = self.context.rules.trust
+        if trust is None or self.plan.round_index:
+            return weighted_mean(parts_GE, weights_G), 0.0
+        aggregated = trust.aggregator.aggregate(parts_GE, weights_G)
+        return aggregated.value_E, aggregated.radius if math.isfinite(aggregated.radius) else 0.0
+
+    def _false_figures(self, parts_GE: list[Part], claimed_E: torch.Tensor, checks: dict[int, Check]) -> list[Finding]:
+        """Verification 1, by everybody: a contributor's figures must be those of its part."""
+        findings = []
+        for member, part_E in zip(self.had, parts_GE, strict=True):
+            check = checks.get(member)
+            if check is None:
+                continue
+            claimed = Figures(check.projections[self.block], check.distances[self.block])
+            if figures_differ(claimed, figures_of(part_E, claimed_E, check.coin, self.block)):
+                findings.append(Finding(self.plan.members[member].peer, Offence.CHECK))
+        return findings

@@ -1,0 +1,101 @@
+"""Parts that members committed to: served to whoever looks at a round, and fetched from whoever holds them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+
+from peers.averaging.context import MemberContext
+from peers.averaging.evidence import Committed, Evidence, read_committed
+from peers.interfaces import Stream
+from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RemoteTimeout
+from protocols.frames import BlockBytes, FrameKind, FrameReader, frames_of
+from protocols.ids import BlockIndex, PeerId
+from protocols.messages import require
+from protocols.messages_blocks import PartsRequest
+from protocols.proto.swarm.v1 import trust_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+PARTS = "parts"
+"""Name of the stream."""
+
+
+async def serve_parts(context: MemberContext, stream: Stream, evidence: Evidence | None, request: PartsRequest) -> None:
+    """Answer a `PartsRequest`: the member's commitment, then the blocks in the order asked.
+
+    Raises:
+        RemoteRefusal: we do not hold what is asked for.
+    """
+    committed = evidence.committed.get(request.member) if evidence else None
+    if evidence is None or committed is None:
+        raise RemoteRefusal(stream.peer, "unknown-parts", "this member holds nothing of that member's in that round")
+    held = [evidence.parts.get((request.member, block)) for block in request.blocks]
+    if any(data is None for data in held):
+        raise RemoteRefusal(stream.peer, "missing-block", "this member does not hold all of these blocks")
+    m = pb.Committed(sealed_commitment=committed.sealed, block_hashes=committed.contents)
+    await stream.send(m.SerializeToString())
+    for block, data in zip(request.blocks, held, strict=True):
+        for frame in frames_of(BlockBytes(FrameKind.PART, block, data or b"")):
+            await stream.send(frame)
+
+
+async def fetch_parts(
+    context: MemberContext, evidence: Evidence, member: int, blocks: Sequence[BlockIndex], holders: Iterable[PeerId]
+) -> bool:
+    """Get what we lack of a member's parts from the first of these holders that has them; kept in the evidence.
+
+    Returns:
+        Whether we hold all of them now.
+    """
+    missing = [block for block in blocks if (member, block) not in evidence.parts]
+    for holder in holders:
+        if not missing:
+            break
+        if holder == context.me:
+            continue
+        try:
+            await _fetch(context, evidence, member, missing, holder)
+        except RemoteError as error:
+            log.info("parts of member %s not had: %s", evidence.plan.members[member].peer.short, error)
+        missing = [block for block in blocks if (member, block) not in evidence.parts]
+    return not missing
+
+
+async def _fetch(context: MemberContext, evidence: Evidence, member: int, blocks: Sequence[BlockIndex], holder: PeerId) -> None:
+    endpoint, rules = context.directory.endpoint(holder), context.rules
+    if endpoint is None:
+        raise RemoteTimeout(holder, "it cannot be dialled")
+    expected = {block: rules.codec.encoded_bytes(evidence.blocks.elems(block)) for block in blocks}
+    reader = FrameReader(holder, FrameKind.PART, expected, hashed=True)
+    async with context.transport.stream(endpoint, PARTS, timeout_s=rules.round_timeout_s) as stream:
+        await stream.send(PartsRequest(evidence.digest, member, tuple(blocks)).encode())
+        await stream.finish_sending()
+        first = await _receive(stream, rules.stall_timeout_s)
+        committed = await context.heavy(lambda: _read(context, evidence, member, first))
+        known = evidence.committed.setdefault(member, committed)
+        require(known.contents == committed.contents, holder, "another commitment than we know")
+        while not reader.complete:
+            item = reader.feed(await _receive(stream, rules.stall_timeout_s))
+            if item:
+                require(item.content == known.contents[item.block], holder, f"block {item.block} is not the one that was committed to")
+                evidence.parts[member, item.block] = item.data
+
+
+def _read(context: MemberContext, evidence: Evidence, member: int, data: bytes) -> Committed:
+    committed = read_committed(context, evidence.plan, evidence.plan.members[member].peer, data)
+    if not committed.contents:
+        raise RemoteProtocolError(evidence.plan.members[member].peer, "it has committed to nothing")
+    return committed
+
+
+async def _receive(stream: Stream, stall_timeout_s: float) -> bytes:
+    try:
+        async with asyncio.timeout(stall_timeout_s):
+            frame = await stream.receive()
+    except TimeoutError as error:
+        raise RemoteTimeout(stream.peer, "silent while serving parts") from error
+    if frame is None:
+        raise RemoteRefusal(stream.peer, "incomplete", "it does not serve every part")
+    return bytes(frame)

@@ -1,0 +1,45 @@
+"""A directory without those who are banned."""
+
+from __future__ import annotations
+
+from peers.averaging.context import Directory
+from peers.interfaces import Endpoint
+from protocols.ids import Epoch, PeerId
+from protocols.trust.ledger import Ledger
+
+
+class Unbanned:
+    """A `Directory` that leaves out whoever the ledger names.
+
+    Args:
+        directory: with everybody.
+        ledger: who is banned, now and later.
+    """
+
+    def __init__(self, directory: Directory, ledger: Ledger) -> None:
+        self._directory = directory
+        self._ledger = ledger
+
+    def placed(self, epoch: Epoch) -> tuple[frozenset[PeerId], frozenset[PeerId]]:
+        """See `Directory.placed`."""
+        dialable, undialable = self._directory.placed(epoch)
+        return self._without(dialable), self._without(undialable)
+
+    def live(self, epoch: Epoch) -> frozenset[PeerId]:
+        """See `Directory.live`."""
+        return self._without(self._directory.live(epoch))
+
+    def endpoint(self, peer: PeerId) -> Endpoint | None:
+        """See `Directory.endpoint`."""
+        return None if peer in self._ledger else self._directory.endpoint(peer)
+
+    async def refresh(self) -> None:
+        """See `Directory.refresh`."""
+        await self._directory.refresh()
+
+    def suspect(self, peer: PeerId) -> None:
+        """See `Directory.suspect`."""
+        self._directory.suspect(peer)
+
+    def _without(self, peers: frozenset[PeerId]) -> frozenset[PeerId]:
+        return frozenset(peer for peer in peers if peer not in self._ledger)

@@ -1,0 +1,179 @@
+"""A round from its plan to a verified result. Read `VerifiedRounds.average`: commit, average, verify, look, put right."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from peers.averaging.attempts import average_by_plan
+from peers.averaging.context import Blame, MemberContext, TrustRules
+from peers.averaging.court import Court
+from peers.averaging.evidence import Brought, Evidence, Vouched
+from peers.averaging.opening import open_block
+from peers.averaging.result import RoundResult
+from peers.averaging.rounds import Rounds
+from peers.averaging.verifying import Verified, Verifying, VerifyingHooks
+from protocols.butterfly import accepted_weight, contributors_in
+from protocols.ids import BlockIndex, Epoch, PeerId
+from protocols.messages import Commit, Plan, input_hash
+from protocols.trust.checks import BlockFacts, block_norm, codec_error, doubts, figures_of
+from protocols.trust.offences import Offence
+from protocols.trust.statements import Check
+from protocols.trust.verification import Looked, blocks_to_look_at
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A round that is over, as long as it can be looked into.
+
+    Args:
+        evidence: what members committed to.
+        plan: of the last attempt.
+        result: as agreed on.
+        verified: coin and checks; None if nobody led the verification through.
+        put_right: blocks of the result that the group had agreed on otherwise.
+    """
+
+    evidence: Evidence
+    plan: Plan
+    result: RoundResult
+    verified: Verified | None
+    put_right: set[BlockIndex] = field(default_factory=set)
+
+    @property
+    def checks(self) -> dict[int, Check]:
+        """What members reported, by index."""
+        return {i: check for i, (_, check) in self.verified.checks.items()} if self.verified else {}
+
+    def certificate(self) -> tuple[bytes, ...]:
+        """Sealed checks of those who hold our result: they vouch for it in the next round."""
+        if self.verified is None:
+            return ()
+        named = input_hash(self.result.contents, self.evidence.digest)
+        return tuple(sealed for sealed, check in self.verified.checks.values() if check.result_hash == named)
+
+    def certified(self, commit: Commit) -> Commit:
+        """The round's commit with its certificate; without one where too few vouch for it."""
+        certificate = self.certificate()
+        return replace(commit, certificate=certificate if 2 * len(certificate) > self.evidence.plan.electorate else ())
+
+
+class VerifiedRounds:
+    """Runs rounds of a run that verifies, and remembers what they were made of.
+
+    Args:
+        context: who we are.
+        rounds: where others find what we take part in.
+        court: judges.
+        blame: called with a member that broke the protocol, and how.
+    """
+
+    def __init__(self, context: MemberContext, rounds: Rounds, court: Court, blame: Blame) -> None:
+        self._context = context
+        self._rounds = rounds
+        self._court = court
+        self._blame = blame
+        self.cases: dict[bytes, Case] = {}
+
+    async def average(self, plan: Plan, own_D: torch.Tensor, brought: Brought, vouched: Vouched) -> tuple[Case, Commit]:
+        """Average as planned, and verify what came of it.
+
+        Args:
+            plan: attempt 0.
+            own_D: what we bring; not changed, and kept until the next epoch is over.
+            brought: where it comes from.
+            vouched: checks what others bring to later rounds.
+
+        Raises:
+            RoundError: no agreement.
+        """
+        self._forget_before(Epoch(max(plan.epoch - 1, 0)))
+        evidence = Evidence(self._context, plan, own_D, brought, vouched)
+        self._court.open_round(plan)
+        await evidence.commit()
+        self._rounds.evidence.put(evidence.digest, evidence)
+        last_plan, result, commit = await average_by_plan(self._context, self._rounds, plan, own_D, self._blame, evidence)
+        verifying = Verifying(self._context, evidence, last_plan, self._hooks(evidence, last_plan, result), self._rounds.usual_exchange_s)
+        self._rounds.verifyings.put(evidence.digest, verifying)
+        case = Case(evidence, last_plan, result, await verifying.run())
+        self.cases[evidence.digest] = case
+        if case.verified is None:
+            log.info("epoch %d: round %d could not be verified", plan.epoch, plan.round_index)
+            return case, commit
+        evidence.coin = case.verified.coin
+        return case, await self._look(case, commit)
+
+    def _forget_before(self, epoch: Epoch) -> None:
+        for digest in [digest for digest, case in self.cases.items() if case.plan.epoch < epoch]:
+            self.cases.pop(digest).evidence.forget()
+
+    def _hooks(self, evidence: Evidence, plan: Plan, result: RoundResult) -> VerifyingHooks:
+        digest = evidence.digest
+        return VerifyingHooks(
+            lambda coin: self._make_check(evidence, plan, result, coin),
+            self._blame,
+            lambda peer: self._court.judge(digest, peer, Offence.WITHHELD_COIN),
+            lambda peer, kind, one, other: self._court.convict(peer, Offence.EQUIVOCATION, [(kind, one), (kind, other)]),
+        )
+
+    def _make_check(self, evidence: Evidence, plan: Plan, result: RoundResult, coin: bytes) -> Check:
+        """Our figures. Runs in the pool."""
+        count, codec = evidence.blocks.count, self._context.rules.codec
+        projections, distances, doubted = [0.0] * count, [0.0] * count, []
+        for block in map(BlockIndex, range(count)):
+            if not result.masks.get(block, 0) >> evidence.me & 1:
+                continue
+            start, stop = evidence.blocks.span(block)
+            part_E = codec.open(evidence.parts[evidence.me, block], stop - start)
+            figures = figures_of(part_E, result.averaged_D[start:stop], coin, block)
+            projections[block], distances[block] = figures.projection, figures.distance
+            if not plan.round_index and doubts(figures.distance, figures.length):
+                doubted.append(block)
+        named = input_hash(result.contents, evidence.digest)
+        weight = accepted_weight(plan, result.masks)
+        round_ = (evidence.digest, plan.epoch, plan.round_index, coin)
+        return Check(*round_, plan.electorate, named, weight, tuple(projections), tuple(distances), tuple(doubted))
+
+    async def _look(self, case: Case, commit: Commit) -> Commit:
+        """Open what does not add up, judge who lied, and put right what is wrong."""
+        looked = await self._context.heavy(lambda: self._suspects(case))
+        for block in looked.blocks:
+            log.info("epoch %d: block %d is reduced again in the open", case.plan.epoch, block)
+            opened = await open_block(self._context, case.evidence, case.plan, case.result, block, case.checks)
+            for finding in opened.findings:
+                self._court.judge(case.evidence.digest, finding.peer, finding.offence)
+            if opened.right is not None:
+                right = opened.right
+                part = self._context.rules.codec.open(right.data, case.result.blocks.elems(block))
+                case.result.put(right, part)
+                case.put_right.add(block)
+        if not looked.blocks:
+            return commit
+        return replace(commit, block_hashes=tuple(case.result.hashes), weight=accepted_weight(case.plan, case.result.masks))
+
+    def _suspects(self, case: Case) -> Looked:
+        """Runs in the pool."""
+        evidence, plan, result, codec = case.evidence, case.plan, case.result, self._context.rules.codec
+        contributors = {block: contributors_in(plan, mask) or () for block, mask in result.masks.items()}
+        facts = {}
+        for block, members in contributors.items():
+            stated = evidence.radius_of(block)
+            if stated is None:
+                continue
+            start, stop = evidence.blocks.span(block)
+            result_E = result.averaged_D[start:stop]
+            weights_G = tuple(plan.weights[i] for i in members)
+            radius = stated[1] if not plan.round_index else math.inf
+            facts[block] = BlockFacts(weights_G, radius, block_norm(result_E), codec_error(codec, result_E))
+        trust: TrustRules | None = self._context.rules.trust
+        vanishing = bool(plan.round_index) or (trust is not None and trust.aggregator.vanishing)
+        return blocks_to_look_at(contributors, case.checks, facts, case.evidence.coin, vanishing=vanishing)
+
+
+def vouched_by_nobody(peer: PeerId, *_: object) -> None:
+    """In round 0 there is nothing to vouch for."""

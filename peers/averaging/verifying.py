@@ -1,0 +1,440 @@
+"""The verification of a round: everybody's shares make a coin, everybody's figures in its direction show which blocks to look at.
+
+    every member    share ──▶ leader ──▶ everybody's shares: the coin
+                    check ──▶ leader ──▶ everybody's checks: which blocks to look at
+
+The leader is the first of the settlement's order that is there. It can leave somebody out, nothing else: shares and checks are committed to
+and signed. Whoever is left out aloud is asked by everybody; whoever is left out in silence, or misses somebody whose share it has, turns to
+the next leader. What a member concludes does not depend on who led.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from peers.averaging.context import Blame, MemberContext
+from peers.averaging.evidence import Evidence, read_reduction
+from peers.averaging.liveness import ALIVE, alongside, beat_forever, beat_until, has_ended, next_real_frame, plain_remote_errors
+from peers.interfaces import Endpoint, Stream
+from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal
+from protocols.ids import PeerId
+from protocols.messages import Plan, parse, require
+from protocols.proto.swarm.v1 import control_pb2
+from protocols.proto.swarm.v1 import trust_pb2 as pb
+from protocols.settlement import settlement_order
+from protocols.trust.ledger import contradiction
+from protocols.trust.statements import CHECK, COIN_TRIES, COMMITMENT, Check, Commitment
+from protocols.trust.verification import Shares, accepted_coin, check_share, fitting_check
+
+log = logging.getLogger(__name__)
+
+VERIFY = "verify"
+"""Name of the stream to the leader."""
+
+SHARE = "share"
+"""Name of the call that asks a member for its share of the coin."""
+
+_A_SHARE, _A_CHECK = b"S", b"C"
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a verification gave.
+
+    Args:
+        coin: of the round.
+        checks: by index into the plan, with the signed bytes.
+    """
+
+    coin: bytes
+    checks: dict[int, tuple[bytes, Check]]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyingHooks:
+    """What a verification needs of its owner.
+
+    Args:
+        make_check: (coin) -> our figures. Runs in the pool.
+        blame: called with a member that broke the protocol, and how.
+        withheld: called with a member that lives and does not show its share.
+        convict: called with a member and two statements of it that contradict each other: (member, kind, sealed, sealed).
+    """
+
+    make_check: Callable[[bytes], Check]
+    blame: Blame
+    withheld: Callable[[PeerId], None]
+    convict: Callable[[PeerId, str, bytes, bytes], None]
+
+
+class Verifying:
+    """Of one round, seen by one member.
+
+    Args:
+        context: who we are.
+        evidence: of the round.
+        plan: of its last attempt.
+        hooks: of our owner.
+        patience_s: how long members may need for their figures.
+    """
+
+    def __init__(self, context: MemberContext, evidence: Evidence, plan: Plan, hooks: VerifyingHooks, patience_s: float) -> None:
+        self._context = context
+        self._evidence = evidence
+        self._plan = plan
+        self._me = evidence.me
+        self._hooks = hooks
+        self._patience_s = max(patience_s, context.rules.stall_timeout_s)
+        self._commitments = {i: (known.sealed, known.commitment) for i, known in evidence.committed.items()}
+        self._shares: dict[int, dict[int, bytes]] = {attempt: {} for attempt in range(COIN_TRIES)}
+        self._declared: set[int] = set()
+        self._highest_attempt = 0
+        self._checks: dict[int, tuple[bytes, Check]] = {}
+        self._coin = b""
+        self._own_check: tuple[bytes, Check] | None = None
+        self._in_touch: set[int] = set()
+        self._gone: set[int] = set()
+        self._changed = asyncio.Event()
+        self._log: list[bytes] = []
+        self._finished = False
+
+    # Our own side, in order
+
+    async def run(self) -> Verified | None:
+        """Verify under the first leader that is there; None if nobody could lead us through."""
+        try:
+            for leader in settlement_order(self._plan):
+                if leader == self._me:
+                    await self._lead()
+                    return Verified(self._coin, self._checks)
+                if await self._follow(leader):
+                    return Verified(self._coin, self._checks)
+            return None
+        finally:
+            self._finished = True
+            self._tell()
+
+    def share(self, asker: PeerId, request: bytes) -> bytes:
+        """Our share, for a member of the plan whom our leader has told that it is missing.
+
+        Raises:
+            RemoteRefusal: it is not due, or not for this member.
+        """
+        m = parse(pb.ShareRequest, request, asker)
+        if self._plan.index_of(asker) is None or m.attempt > self._highest_attempt:
+            raise RemoteRefusal(asker, "not-ready", "that share of the coin is not due")
+        if not self._context.conduct.shows_share(asker):
+            raise RemoteRefusal(asker, "no-share", "this member does not show its share")
+        return self._own_share(m.attempt).SerializeToString()
+
+    def _own_share(self, attempt: int) -> pb.MemberShare:
+        sealed = self._evidence.committed[self._me].sealed
+        return pb.MemberShare(member=self._me, sealed_commitment=sealed, share=self._evidence.secret.share(attempt))
+
+    # Following
+
+    async def _follow(self, leader: int) -> bool:
+        """Whether a leader has led us through."""
+        peer = self._plan.members[leader].peer
+        endpoint = self._context.directory.endpoint(peer)
+        if endpoint is None or leader in self._plan.absent:
+            return False
+        rules = self._context.rules
+        try:
+            with plain_remote_errors():
+                async with (
+                    asyncio.timeout(3 * self._patience_s + rules.stall_timeout_s),
+                    self._context.transport.stream(endpoint, VERIFY, timeout_s=rules.stream_timeout_s) as stream,
+                ):
+                    await stream.send(control_pb2.ExchangeHeader(plan_digest=self._evidence.digest).SerializeToString())
+                    await self._led(stream, leader)
+                    return True
+        except RemoteError as error:
+            log.info("not verified under %s: %s", peer.short, error)
+            if isinstance(error, RemoteProtocolError):
+                self._hooks.blame(peer, error.reason)
+        except TimeoutError:
+            log.info("not verified under %s: it keeps us waiting", peer.short)
+        return False
+
+    async def _led(self, stream: Stream, leader: int) -> None:
+        async with alongside(beat_forever(stream, self._context.rules.heartbeat_s)):
+            if self._context.conduct.shows_share(stream.peer):
+                await stream.send(_A_SHARE + self._share_message(0, ()))
+            while True:
+                message = bytes(await next_real_frame(stream, self._context.rules.stall_timeout_s))
+                shown = parse(pb.Coin, message, stream.peer)
+                if not shown.missing:
+                    break
+                relayed = await self._look_for(shown, stream.peer)
+                await stream.send(_A_SHARE + self._share_message(shown.attempt + 1, relayed))
+            await self._accept_coin(shown, leader)
+            await stream.send(_A_CHECK + await self._sealed_check())
+            checks = bytes(await next_real_frame(stream, self._context.rules.stall_timeout_s))
+            await self._accept_checks(parse(pb.Checks, checks, stream.peer), stream.peer)
+            self._log = [message, checks]
+
+    def _share_message(self, attempt: int, relayed: Iterable[pb.MemberShare]) -> bytes:
+        own = self._own_share(attempt)
+        m = pb.Share(sealed_commitment=own.sealed_commitment, share=own.share, attempt=attempt, relayed=relayed)
+        return m.SerializeToString()
+
+    async def _look_for(self, shown: pb.Coin, leader: PeerId) -> list[pb.MemberShare]:
+        """Ask everybody whom a leader misses for the share ourselves; whoever lives and shows it to nobody is to blame."""
+        inside = all(member < len(self._plan.members) for member in shown.missing) and shown.attempt + 1 < COIN_TRIES
+        require(inside and shown.attempt >= self._highest_attempt, leader, "a coin that misses nobody we know, or out of turn")
+        require(self._me not in shown.missing, leader, "it says that our share is missing, and has it")
+        found = await asyncio.gather(*(self._ask_for_share(member, shown.attempt) for member in shown.missing))
+        self._declared.update(member for member, share in zip(shown.missing, found, strict=True) if share is None)
+        self._highest_attempt = shown.attempt + 1
+        return [share for share in found if share]
+
+    async def _ask_for_share(self, member: int, attempt: int) -> pb.MemberShare | None:
+        peer, rules = self._plan.members[member].peer, self._context.rules
+        endpoint = self._context.directory.endpoint(peer)
+        if endpoint is None:
+            return None
+        request = pb.ShareRequest(first_plan_digest=self._evidence.digest, attempt=attempt).SerializeToString()
+        try:
+            reply = await self._context.transport.call(endpoint, SHARE, request, timeout_s=rules.stall_timeout_s)
+            shown = parse(pb.MemberShare, reply, peer)
+            require(shown.member == member, peer, "somebody else's share of the coin")
+            await self._note_share(member, shown.sealed_commitment, attempt, shown.share, peer)
+        except RemoteRefusal as error:
+            log.info("no share of the coin: %s", error)
+            if error.code == "no-share":
+                self._hooks.withheld(peer)
+            return None
+        except RemoteError as error:
+            log.info("no share of the coin: %s", error)
+            if isinstance(error, RemoteProtocolError):
+                self._hooks.blame(peer, error.reason)
+            elif not isinstance(error, RemoteGone) and await self._is_alive(endpoint):
+                self._hooks.withheld(peer)
+            return None
+        return shown
+
+    async def _is_alive(self, endpoint: Endpoint) -> bool:
+        try:
+            await self._context.transport.call(endpoint, ALIVE, b"", timeout_s=self._context.rules.stall_timeout_s)
+        except RemoteError:
+            return False
+        return True
+
+    async def _note_share(self, member: int, sealed: bytes, attempt: int, share: bytes, by: PeerId) -> None:
+        commitment = await self._commitment_of(member, sealed, by)
+        check_share(self._plan_0, member, commitment, attempt, share, by)
+        self._shares[attempt][member] = share
+
+    @property
+    def _plan_0(self) -> Plan:
+        return self._evidence.plan
+
+    async def _commitment_of(self, member: int, sealed: bytes, by: PeerId) -> Commitment:
+        """A member's commitment as somebody shows it. Another one than we have been given convicts the member."""
+        known = self._commitments.get(member)
+        if known and known[0] == sealed:
+            return known[1]
+        peer = self._plan.members[member].peer
+        signer, payload = await self._context.heavy(lambda: self._context.notary.open(COMMITMENT, sealed))
+        require(signer == peer, by, "a commitment of somebody else")
+        commitment = Commitment.decode(payload, by)
+        require(commitment.first_plan_digest == self._evidence.digest, by, "a commitment to another round")
+        if known is None:
+            self._commitments[member] = (sealed, commitment)
+        elif contradiction(COMMITMENT, known[1].encode(), payload, peer) is not None:
+            self._hooks.convict(peer, COMMITMENT, known[0], sealed)
+        return commitment
+
+    async def _accept_coin(self, shown: pb.Coin, leader: int) -> None:
+        peer = self._plan.members[leader].peer
+        require(shown.attempt < COIN_TRIES and len(shown.shares) <= len(self._plan.members), peer, "an absurd coin")
+        commitments: dict[int, Commitment] = {}
+        for entry in shown.shares:
+            require(entry.member < len(self._plan.members) and entry.member not in commitments, peer, "a coin of other members")
+            commitments[entry.member] = await self._commitment_of(entry.member, entry.sealed_commitment, peer)
+        there = self._evidence.committed.keys() - self._plan.absent
+        required = frozenset(there - (self._declared if shown.attempt else set())) | self._shares[shown.attempt].keys() | {self._me}
+        shares = {entry.member: entry.share for entry in shown.shares}
+        self._coin = accepted_coin(self._plan_0, Shares(shown.attempt, shares), frozenset(required), commitments, peer)
+        for sealed in shown.sealed_reductions[: 4 * len(self._plan.members)]:
+            await self._note_reduction(bytes(sealed), peer)
+
+    async def _note_reduction(self, sealed: bytes, by: PeerId) -> None:
+        """A reducer's statement as the leader has it; another one than we have been given convicts the reducer."""
+        held = {known for attempts in self._evidence.reductions.values() for known, _ in attempts.values()}
+        if sealed in held:
+            return
+        signer = (await self._context.heavy(lambda: self._context.notary.open("reduction", sealed)))[0]
+        member = self._plan.index_of(signer)
+        if member is None:
+            raise RemoteProtocolError(by, "a reduction of a stranger")
+        reduction = read_reduction(self._context, self._evidence.digest, signer, sealed)
+        known = self._evidence.reductions.setdefault(member, {}).setdefault(reduction.attempt, (sealed, reduction))
+        if known[1] != reduction:
+            self._hooks.convict(signer, "reduction", known[0], sealed)
+
+    async def _sealed_check(self) -> bytes:
+        """Our check, made once for a coin."""
+        if self._own_check is None or self._own_check[1].coin != self._coin:
+            coin = self._coin
+            check = self._context.conduct.check(await self._context.heavy(lambda: self._hooks.make_check(coin)))
+            sealed = self._context.notary.seal(CHECK, check.encode())
+            self._own_check = (sealed, check)
+        return self._own_check[0]
+
+    async def _accept_checks(self, shown: pb.Checks, leader: PeerId) -> None:
+        require(len(shown.sealed) <= len(self._plan.members), leader, "more checks than members")
+        checks: dict[int, tuple[bytes, Check]] = {}
+        for sealed in shown.sealed:
+            member, check = await self._read_check(bytes(sealed), leader)
+            checks[member] = (bytes(sealed), check)
+        require(self._own_check is not None and self._me in checks, leader, "checks without ours")
+        self._checks = checks
+
+    async def _read_check(self, sealed: bytes, by: PeerId) -> tuple[int, Check]:
+        signer, payload = await self._context.heavy(lambda: self._context.notary.open(CHECK, sealed))
+        member = self._plan.index_of(signer)
+        if member is None:
+            raise RemoteProtocolError(by, "a check of a stranger")
+        check = Check.decode(payload, signer)
+        fitting_check(self._plan_0, check, self._coin, self._evidence.blocks.count, by)
+        return member, check
+
+    # Leading
+
+    async def _lead(self) -> None:
+        everyone = set(self._commitments) - self._plan.absent - {self._me}
+        attempt = 0
+        async with alongside(self._give_up_strangers(everyone)):
+            while True:
+                self._shares[attempt][self._me] = self._evidence.secret.share(attempt)
+                missing = await self._missing_shares(attempt, everyone - self._declared)
+                if not missing or attempt + 1 == COIN_TRIES:
+                    break
+                await self._announce_missing(attempt, missing)
+                if not missing - self._shares[attempt].keys():
+                    break
+                self._declared |= missing - self._shares[attempt].keys()
+                attempt += 1
+            await self._announce_coin(attempt)
+            self._checks[self._me] = (await self._sealed_check(), self._own_check[1])  # type: ignore[index]
+            await self._wait_while(lambda: bool(self._shares[attempt].keys() - self._checks.keys() - self._gone), self._patience_s)
+        self._say(pb.Checks(sealed=[sealed for sealed, _ in self._checks.values()]))
+
+    async def _missing_shares(self, attempt: int, expected: set[int]) -> set[int]:
+        shares = self._shares[attempt]
+        await self._wait_while(lambda: bool(expected - shares.keys() - self._gone), self._context.rules.stall_timeout_s)
+        return expected - shares.keys()
+
+    async def _announce_missing(self, attempt: int, missing: set[int]) -> None:
+        """Say aloud whom we miss; everybody looks for them, and shows the next share."""
+        log.info("epoch %d: no share of the coin from %d members", self._plan.epoch, len(missing))
+        shown = pb.Coin(attempt=attempt, missing=sorted(missing))
+        self._say(shown)
+        self._highest_attempt = attempt + 1
+        for share in await self._look_for_as_leader(shown):
+            self._shares[attempt][share.member] = share.share
+        waited_for = self._in_touch - missing
+        self._shares[attempt + 1][self._me] = self._evidence.secret.share(attempt + 1)
+        longest_s = 2 * self._context.rules.stall_timeout_s
+        await self._wait_while(lambda: bool(waited_for - self._shares[attempt + 1].keys() - self._gone), longest_s)
+
+    async def _look_for_as_leader(self, shown: pb.Coin) -> list[pb.MemberShare]:
+        found = await asyncio.gather(*(self._ask_for_share(member, shown.attempt) for member in shown.missing))
+        return [share for share in found if share]
+
+    async def _announce_coin(self, attempt: int) -> None:
+        shares = self._shares[attempt]
+        entries = [pb.MemberShare(member=i, sealed_commitment=self._commitments[i][0], share=shares[i]) for i in sorted(shares)]
+        reductions = [sealed for attempts in self._evidence.reductions.values() for sealed, _ in attempts.values()]
+        shown = pb.Coin(attempt=attempt, shares=entries, sealed_reductions=reductions)
+        await self._accept_coin(shown, self._me)
+        self._say(shown)
+
+    def _say(self, message: pb.Coin | pb.Checks) -> None:
+        self._log.append(message.SerializeToString())
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _wait_while(self, condition: Callable[[], bool], longest_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest_s):
+                while condition():
+                    await self._changed.wait()
+
+    async def _give_up_strangers(self, everyone: set[int]) -> None:
+        """Whoever has not turned to us is gone at once if its process has ended."""
+        await asyncio.sleep(self._context.rules.heartbeat_s)
+        await asyncio.gather(*(self._learn_its_end(stranger) for stranger in everyone - self._in_touch))
+
+    async def _learn_its_end(self, stranger: int) -> None:
+        if await has_ended(self._context, self._plan.members[stranger].peer) and stranger not in self._in_touch:
+            self._gone.add(stranger)
+            self._tell()
+
+    async def serve(self, stream: Stream) -> None:
+        """Take a member's shares and check, tell it what we announce. Whoever comes before we lead waits; whoever comes after gets it all.
+
+        Raises:
+            RemoteRefusal: it is not in this plan, or we could not verify ourselves.
+            RemoteProtocolError: it broke the protocol.
+        """
+        index = self._plan.index_of(stream.peer)
+        if index is None or index in self._plan.absent:
+            raise RemoteRefusal(stream.peer, "not-in-plan", "you are not in this plan")
+        self._in_touch.add(index)
+        try:
+            with plain_remote_errors():
+                async with alongside(self._listen(stream, index)):
+                    await self._answer(stream)
+        finally:
+            if index not in self._checks:
+                self._gone.add(index)
+                self._tell()
+        if not self._log:
+            raise RemoteRefusal(stream.peer, "not-verified", "this member could not verify the round")
+
+    async def _answer(self, stream: Stream) -> None:
+        said = 0
+        while said < len(self._log) or not self._finished:
+            if said == len(self._log):
+                await beat_until(stream, self._context.rules.heartbeat_s, self._news_after(said))
+            else:
+                await stream.send(self._log[said])
+                said += 1
+
+    def _news_after(self, said: int) -> Callable[[], Awaitable[None]]:
+        async def wait() -> None:
+            while said == len(self._log) and not self._finished:
+                await self._changed.wait()
+
+        return wait
+
+    async def _listen(self, stream: Stream, index: int) -> None:
+        while True:
+            message = bytes(await next_real_frame(stream, self._context.rules.stall_timeout_s))
+            if message[:1] == _A_SHARE:
+                await self._hear_share(message[1:], index, stream.peer)
+            elif message[:1] == _A_CHECK and self._coin:
+                member, check = await self._read_check(message[1:], stream.peer)
+                require(member == index, stream.peer, "a check of somebody else")
+                self._checks.setdefault(member, (message[1:], check))
+            else:
+                raise RemoteProtocolError(stream.peer, "neither a share of the coin nor a check")
+            self._tell()
+
+    async def _hear_share(self, data: bytes, index: int, peer: PeerId) -> None:
+        m = parse(pb.Share, data, peer)
+        require(m.attempt <= self._highest_attempt and len(m.relayed) <= len(self._plan.members), peer, "a share out of turn")
+        await self._note_share(index, m.sealed_commitment, m.attempt, m.share, peer)
+        for entry in m.relayed:
+            require(m.attempt > 0 and entry.member < len(self._plan.members), peer, "somebody's share that nobody misses")
+            await self._note_share(entry.member, entry.sealed_commitment, m.attempt - 1, entry.share, peer)

@@ -1,0 +1,116 @@
+"""What a member makes of a coin and of everybody's checks: which coin it accepts, and which blocks it looks at.
+
+One member leads the verification of a round: it collects shares and gives them to all, then collects checks and gives them to all. It can
+leave somebody out, and nothing else; here is what a member accepts of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from protocols.errors import RemoteProtocolError
+from protocols.ids import BlockIndex, PeerId
+from protocols.messages import HASH_BYTES, Plan, require
+from protocols.trust.checks import BlockFacts, Figures, drawn_block, suspicious, unverifiable
+from protocols.trust.coin import combine, share_commitment
+from protocols.trust.statements import COIN_TRIES, Check, Commitment
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Shares of one try of a coin, by index into the plan."""
+
+    attempt: int
+    shares: Mapping[int, bytes]
+
+
+def check_share(plan: Plan, member: int, commitment: Commitment, attempt: int, share: bytes, by: PeerId) -> None:
+    """Whether a share is what its member committed to.
+
+    Raises:
+        RemoteProtocolError: it is not; `by` showed it.
+    """
+    require(attempt < COIN_TRIES and len(share) == HASH_BYTES, by, "a share of the coin that nobody can have committed to")
+    named = share_commitment(plan.digest, plan.members[member].peer, attempt, share)
+    require(named == commitment.coin[attempt], by, f"a share of the coin that {plan.members[member].peer.short} has not committed to")
+
+
+def accepted_coin(plan: Plan, shown: Shares, required: frozenset[int], commitments: Mapping[int, Commitment], leader: PeerId) -> bytes:
+    """The coin of a round from the shares that its leader shows.
+
+    Args:
+        plan: attempt 0.
+        shown: as the leader says.
+        required: members whose shares must be in it: all who committed, as far as we know, but for those that the leader has missed
+            aloud, and whom we could not find either.
+        commitments: of all whose shares are shown.
+        leader: who says so.
+
+    Raises:
+        RemoteProtocolError: somebody is left out, or a share is false.
+    """
+    left_out = required - shown.shares.keys()
+    require(not left_out, leader, f"a coin without the shares of {len(left_out)} members that are there")
+    for member, share in shown.shares.items():
+        check_share(plan, member, commitments[member], shown.attempt, share, leader)
+    return combine(plan.digest, shown.attempt, {plan.members[i].peer: share for i, share in shown.shares.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """Which blocks to look at, and why."""
+
+    suspected: tuple[BlockIndex, ...]
+    drawn: tuple[BlockIndex, ...]
+
+    @property
+    def blocks(self) -> tuple[BlockIndex, ...]:
+        """All of them."""
+        return tuple(sorted({*self.suspected, *self.drawn}))
+
+
+def blocks_to_look_at(
+    contributors: Mapping[BlockIndex, tuple[int, ...]],
+    checks: Mapping[int, Check],
+    facts: Mapping[BlockIndex, BlockFacts],
+    coin: bytes,
+    *,
+    vanishing: bool,
+) -> Looked:
+    """Verifications 2 and 3 of all blocks.
+
+    Args:
+        contributors: whose parts are in each block.
+        checks: of those who reported, all about this coin.
+        facts: of each block whose radius is known.
+        coin: of the round.
+        vanishing: whether the aggregate's clipped differences cancel; if not, one block is drawn instead.
+    """
+    open_to_doubt = unverifiable(contributors, frozenset(checks))
+    unknown = {*open_to_doubt, *(block for block in contributors if block not in facts)}
+    if not vanishing:
+        unknown = set(contributors)
+    suspected = []
+    for block in sorted(contributors):
+        reporting = [i for i in contributors[block] if i in checks]
+        doubted = sum(block in checks[i].doubted for i in reporting)
+        figures = [Figures(checks[i].projections[block], checks[i].distances[block]) for i in reporting]
+        if 2 * doubted > len(contributors[block]) or (block not in unknown and suspicious(figures, facts[block])):
+            suspected.append(block)
+    drawable = sorted(unknown.difference(suspected))
+    return Looked(tuple(suspected), (drawn_block(coin, drawable),) if drawable else ())
+
+
+def fitting_check(plan: Plan, check: Check, coin: bytes, count: int, sender: PeerId) -> None:
+    """Whether a check is about this round, coin and vector.
+
+    Raises:
+        RemoteProtocolError: it is not.
+    """
+    named = (check.first_plan_digest, check.epoch, check.round_index)
+    if named != (plan.digest, plan.epoch, plan.round_index):
+        raise RemoteProtocolError(sender, "a check of another round")
+    require(check.coin == coin, sender, "a check in another coin's direction")
+    require(len(check.projections) == count, sender, "a check of a vector of another size")
+    require(all(block < count for block in check.doubted), sender, "a check that doubts a block beyond the vector")
