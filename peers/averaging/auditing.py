@@ -89,8 +89,8 @@ class Auditing:
         rules: TrustRules | None = self._context.rules.trust
         if rules is None or case.verified is None:
             return []
-        plan, committed = case.evidence.plan, case.evidence.committed
-        worked = {plan.members[i].peer: plan.members[i].join.weight > 0 for i in committed if committed[i].commitment.samples > 0}
+        plan, said = case.evidence.plan, case.verified.commitments
+        worked = {plan.members[i].peer: plan.members[i].join.weight > 0 for i in sorted(said) if said[i].samples > 0}
         proven = [peer for peer, counts in worked.items() if counts]
         newcomers = [peer for peer, counts in worked.items() if not counts]
         audits = draw_audits(case.evidence.coin, proven, newcomers, rules.auditors)
@@ -161,10 +161,9 @@ class Auditing:
         """Each contribution is computed once, however many look into it."""
         plan = case.evidence.plan
         member = plan.index_of(peer)
-        committed = case.evidence.committed.get(member) if member is not None else None
-        if member is None or committed is None or not committed.commitment.samples:
+        said = case.verified.commitments.get(member) if case.verified and member is not None else None
+        if member is None or said is None or not said.samples:
             return None
-        said = committed.commitment
         replay = Replay(peer, plan.epoch, said.first_sample, said.samples, plan.members[member].join.state_hash)
         known = self._replayed.get(replay)
         if known is None:

@@ -77,8 +77,8 @@ class Guarding:
     async def average(self, plan: Plan, own_D: torch.Tensor, brought: Brought) -> tuple[Case, Commit]:
         """See `VerifiedRounds.average`; the commit carries its certificate."""
         case, commit = await self.verified.average(plan, own_D, brought, self._vouched(plan))
-        if not plan.round_index:
-            self._served.update(plan.members[i].peer for i, said in case.evidence.committed.items() if said.commitment.samples)
+        if case.verified and not plan.round_index:
+            self._served.update(plan.members[i].peer for i, said in case.verified.commitments.items() if said.samples)
         return case, case.certified(commit)
 
     def _vouched(self, plan: Plan) -> Callable[[PeerId, Commitment, Sequence[bytes]], None]:

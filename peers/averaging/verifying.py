@@ -48,10 +48,12 @@ class Verified:
     Args:
         coin: of the round.
         checks: by index into the plan, with the signed bytes.
+        commitments: of everybody whose share is in the coin, by index.
     """
 
     coin: bytes
     checks: dict[int, tuple[bytes, Check]]
+    commitments: dict[int, Commitment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class Verifying:
         self._highest_attempt = 0
         self._checks: dict[int, tuple[bytes, Check]] = {}
         self._coin = b""
+        self._shown: dict[int, Commitment] = {}
         self._own_check: tuple[bytes, Check] | None = None
         self._in_touch: set[int] = set()
         self._gone: set[int] = set()
@@ -110,9 +113,9 @@ class Verifying:
             for leader in settlement_order(self._plan):
                 if leader == self._me:
                     await self._lead()
-                    return Verified(self._coin, self._checks)
-                if await self._follow(leader):
-                    return Verified(self._coin, self._checks)
+                elif not await self._follow(leader):
+                    continue
+                return Verified(self._coin, self._checks, self._shown)
             return None
         finally:
             self._finished = True
@@ -260,6 +263,7 @@ class Verifying:
         there = self._evidence.committed.keys() - self._plan.absent
         required = frozenset(there - (self._declared if shown.attempt else set())) | self._shares[shown.attempt].keys() | {self._me}
         shares = {entry.member: entry.share for entry in shown.shares}
+        self._shown = commitments
         self._coin = accepted_coin(self._plan_0, Shares(shown.attempt, shares), frozenset(required), commitments, peer)
         for sealed in shown.sealed_reductions[: 4 * len(self._plan.members)]:
             await self._note_reduction(bytes(sealed), peer)

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 import torch
 
+from peers.averaging.evidence import Brought
 from peers.averaging.rounds import Rounds
 from peers.averaging.standing_in import Carried, StandIns
 from peers.simulation import run_simulated
@@ -93,7 +94,7 @@ def test_one_leaders_refusal_does_not_keep_another_waiting() -> None:
                 stand_ins.wanted(swarm.members[leader].peer, RoundId(RUN, Epoch(0), index))
             rounds.go_to(RoundId(RUN, Epoch(0), 1))
             join = Join(Epoch(0), STATE_HASH, 1.0, 1000, round_index=1, input_hash=b"i" * 32)
-            stand_ins.carry(Carried(join, torch.ones(8), place(b"c" * 32, known, frozenset(), 4)))
+            stand_ins.carry(Carried(join, torch.ones(8), place(b"c" * 32, known, frozenset(), 4), Brought()))
             assert list(stand_ins._waiting) == [swarm.members[2].peer]
             assert stand_ins._done.total() == 1
             stand_ins.carry(None)
