@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.aggregation import AGGREGATOR_NAMES, Aggregated, aggregator_named, capped_weights, clip_factor
+from protocols.aggregation import AGGREGATOR_NAMES, Aggregated, aggregator_named, capped_weights, clip_factor, clipping
 from protocols.aggregation.bucketing import buckets_of
 from protocols.aggregation.mean import weighted_mean
 from protocols.errors import ConfigError
@@ -87,9 +87,21 @@ def test_the_observed_radius_follows_the_spread_and_outliers_do_not_move_it() ->
     assert rule.aggregate(attacked, [1.0] * 9 + [1e6] * 7).radius == rule.aggregate(attacked, [1.0] * 16).radius  # claims do not count
 
 
-def test_a_pull_that_leaves_no_digits_for_the_radius_is_not_called_converged() -> None:
-    found = aggregator_named("centered_clip", radius=1.0).aggregate([*parts(2), torch.full((300,), 1e30)], [1.0, 1.0, 1e4])
-    assert not found.converged
+def test_a_rule_that_stops_at_its_limit_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    attacked = [*parts(5), *[torch.full((300,), 10.0)] * 2]
+    rule = aggregator_named("centered_clip", factor=0.3)
+    assert rule.aggregate(attacked, [1.0] * 7).converged
+    monkeypatch.setattr(clipping, "MAX_ITERATIONS", 2)
+    assert not rule.aggregate(attacked, [1.0] * 7).converged
+
+
+def test_far_clusters_are_no_slow_walk() -> None:
+    """Halves of the weight ten thousand radii apart: plain steps would need as many iterations."""
+    near, far = [part * 1e-3 for part in parts(6, 3)], [part * 1e-3 + 5.0 for part in parts(6, 3, seed=1)]
+    weights = [1.0 + index / 100 for index in range(12)]
+    found = aggregator_named("centered_clip", radius=1e-3).aggregate([*near, *far], weights)
+    assert found.converged
+    assert float((found.value_E - 5.0).norm()) < 0.01  # where a little more of the weight is
 
 
 def test_the_geometric_median_has_the_least_sum_of_distances() -> None:
