@@ -11,13 +11,17 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
+
+from peers.averaging.auditing import Replay
 from peers.averaging.averager import Averager, RoundDone
 from peers.averaging.context import AveragingRules, MemberContext
 from peers.averaging.gathering import LeftOut
 from peers.bandwidth import Bandwidth
 from peers.bridge import PeerHandle
+from peers.conduct import HONEST, Conduct
 from peers.identity import Identity
 from peers.interfaces import Clock, Handlers, RecordStore, Transport
 from peers.notary import MemberNotary
@@ -25,7 +29,17 @@ from peers.roster import Roster
 from peers.state_server import StateServer
 from peers.state_snapshot import StateSnapshot
 from peers.state_transfer import fetch_state
-from peers.training_peer import Contribution, EpochAnnouncement, MemberView, RoundOutcome, RoundStatus, SwarmView, TrainerReport
+from peers.training_peer import (
+    BannedView,
+    Contribution,
+    EpochAnnouncement,
+    MemberView,
+    ReplayRequest,
+    RoundOutcome,
+    RoundStatus,
+    SwarmView,
+    TrainerReport,
+)
 from protocols.certificate import membership_checker
 from protocols.errors import RemoteProtocolError, RoundError
 from protocols.ids import Epoch, PeerId, RunId, SwarmTime
@@ -34,6 +48,7 @@ from protocols.progress import SwarmProgress, estimate
 from protocols.record_keeping import RecordReader, SealedRecord, seal_presence, seal_progress
 from protocols.records import MAX_LOSS, MAX_SAMPLES, MAX_SAMPLES_PER_S, Phase, Presence, Progress
 from protocols.signing import Sealer
+from protocols.trust.ledger import Ban, Ledger
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +65,9 @@ LEAVE_WITHIN_S = 1.5
 """How long saying goodbye may take."""
 
 HEAVY_THREADS = 2
+LEDGERS_READ = 3
+"""Members that a newcomer asks for bans: one of them may keep some back, none can make one up."""
+
 _RECORD_GAP_S = 0.002
 
 
@@ -66,6 +84,9 @@ class NodeSettings:
         founder: we may begin alone; others first wait until they have seen somebody, or a slow
             look-up would make them a swarm of their own.
         part_memory_bytes: for others' parts of the blocks that we reduce; 0: no limit.
+        ledger: who is banned; shared with whoever guards our doors.
+        proofs: of bans that we knew the last time.
+        conduct: how we behave.
     """
 
     run: RunId
@@ -76,6 +97,9 @@ class NodeSettings:
     bandwidth_bytes_per_s: int
     founder: bool
     part_memory_bytes: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
+    proofs: tuple[bytes, ...] = ()
+    conduct: Conduct = HONEST
 
 
 class Node:
@@ -108,7 +132,7 @@ class Node:
         self._handle = handle
         self._clock = clock
         reader = RecordReader(settings.run, settings.authority_key)
-        self.roster = Roster(self._me, settings.run, store, reader, clock)
+        self.roster = Roster(self._me, settings.run, store, reader, clock, settings.ledger)
         self._states = StateServer(handle.want_snapshot)
         self._report = TrainerReport(0, 0.0, None, "joining")
         self._held = EpochAnnouncement(Epoch(0), b"", 0)
@@ -122,6 +146,8 @@ class Node:
         self.address = ""
         self.on_round: Callable[[RoundDone], None] = lambda done: None
         """Called after every round that ended well; for whoever measures."""
+        self.on_ban: Callable[[Ban], None] = lambda ban: None
+        """Called once for each new ban; for whoever keeps the ledger and the doors."""
 
     # Lifetime
 
@@ -140,10 +166,12 @@ class Node:
         try:
             async with asyncio.TaskGroup() as tasks:
                 context = self._context(tasks, pool)
-                self._averager = Averager(context, self._handle.close_epoch, self._observe)
+                self._averager = Averager(context, self._handle.close_epoch, self._observe, self._replay)
+                await self._recall_bans(self._averager)
                 handlers = merged(self._averager.handlers, self._states.handlers())
                 async with self._transport.serve(handlers) as self.address:
-                    background = [tasks.create_task(work) for work in (self._announce(), self._publish(), self._follow(), self._look())]
+                    duties = (self._announce(), self._publish(), self._follow(), self._look(), self._learn_bans(self._averager))
+                    background = [tasks.create_task(work) for work in duties]
                     on_ready(self.address)
                     await self._handle.serve(self)
                     await self._say_goodbye()
@@ -161,7 +189,45 @@ class Node:
         notary = MemberNotary(self._sealer, membership, self._clock)
         dialable = self._settings.presence.role != "client"
         rules, bandwidth = self._settings.rules, self._bandwidth
-        return MemberContext(self._me, self._transport, self.roster, notary, rules, tasks, pool, dialable, bandwidth)
+        ledger, conduct = self._settings.ledger, self._settings.conduct
+        return MemberContext(
+            self._me,
+            self._transport,
+            self.roster,
+            notary,
+            rules,
+            tasks,
+            pool,
+            dialable,
+            bandwidth,
+            ledger=ledger,
+            conduct=conduct,
+        )
+
+    async def _recall_bans(self, averager: Averager) -> None:
+        """Believe again what we knew the last time, from its proofs; then tell of what is new."""
+        if averager.guarding:
+            await averager.guarding.court.learn(self._settings.proofs, self._me)
+            averager.guarding.on_ban = self._banned
+
+    async def _learn_bans(self, averager: Averager) -> None:
+        """Newcomers are told of earlier bans by the first members that they meet."""
+        while averager.guarding:
+            known = [peer for peer in self.roster.others() if self.roster.endpoint(peer)]
+            if known:
+                await averager.guarding.court.fetch_ledger(known[:LEDGERS_READ])
+                return
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def _banned(self, ban: Ban) -> None:
+        log.warning("member is banned: peer=%s epoch=%d reason=%s", ban.accused.short, ban.epoch, ban.offence.sentence)
+        self.on_ban(ban)
+        self._show()
+
+    async def _replay(self, replay: Replay) -> torch.Tensor | None:
+        """Have the trainer compute somebody's contribution again."""
+        request = ReplayRequest(replay.epoch, replay.peer, replay.first_sample, replay.samples, replay.state_hash)
+        return await self._handle.replay(request)
 
     def _observe(self, done: RoundDone) -> None:
         self.on_round(done)
@@ -279,6 +345,7 @@ class Node:
                 tuple(members),
                 swarm.state_hash,
                 swarm.behind,
+                tuple(BannedView(ban.accused, ban.epoch, ban.offence.sentence) for ban in self._settings.ledger.bans),
             )
         )
 
@@ -331,7 +398,7 @@ class Node:
         bandwidth, memory = self._settings.bandwidth_bytes_per_s, self._settings.part_memory_bytes
         join = Join(contribution.epoch, contribution.state_hash, contribution.weight, bandwidth, part_memory_bytes=memory)
         try:
-            averaged = await self._averager.average_epoch(join, contribution.vector)
+            averaged = await self._averager.average_epoch(join, contribution.vector, contribution.first_sample)
         except LeftOut as left_out:
             await self.roster.refresh()
             self._show()

@@ -14,6 +14,7 @@ from protocols.ids import Epoch, PeerId, RunId, SwarmTime
 from protocols.progress import STALE_AFTER_S
 from protocols.record_keeping import PRESENCE_TTL_S, RecordReader, record_key
 from protocols.records import Phase, Presence, Progress
+from protocols.trust.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +36,13 @@ class Roster:
         store: where members announce themselves.
         reader: checks and reads records.
         clock: ours.
+        ledger: who is banned, now and later: their records are passed over.
     """
 
-    def __init__(self, me: PeerId, run: RunId, store: RecordStore, reader: RecordReader, clock: Clock) -> None:
+    def __init__(
+        self, me: PeerId, run: RunId, store: RecordStore, reader: RecordReader, clock: Clock, ledger: Ledger | None = None
+    ) -> None:
+        self._ledger = Ledger() if ledger is None else ledger
         self._me = me
         self._run = run
         self._store = store
@@ -112,7 +117,7 @@ class Roster:
     def _note_progress(self, progress: Progress) -> None:
         """Keep it unless we know a newer one; a member that speaks again is suspected no longer."""
         known = self.progress.get(progress.peer)
-        if progress.peer == self._me or (known and known.time > progress.time):
+        if progress.peer == self._me or progress.peer in self._ledger or (known and known.time > progress.time):
             return
         self.progress[progress.peer] = progress
         if progress.time > self._suspected_at.get(progress.peer, progress.time):
@@ -150,7 +155,7 @@ class Roster:
         return {
             peer: progress
             for peer, progress in self.progress.items()
-            if now - progress.time <= STALE_AFTER_S and peer not in self._suspected_at
+            if now - progress.time <= STALE_AFTER_S and peer not in self._suspected_at and peer not in self._ledger
         }
 
     def placed(self, epoch: Epoch) -> tuple[frozenset[PeerId], frozenset[PeerId]]:
@@ -170,6 +175,7 @@ class Roster:
             and progress.phase != "leaving"
             and abs(progress.epoch - self._held_at(progress.time, epoch)) <= 1
             and peer in self.presences
+            and peer not in self._ledger
         }
         everybody = frozenset(fellows | holders)
         dialable = frozenset(peer for peer in everybody if self.endpoint(peer) is not None)

@@ -112,6 +112,15 @@ class MemberView:
 
 
 @dataclass(frozen=True, slots=True)
+class BannedView:
+    """A member that is out: who, since which epoch, and why, in one sentence."""
+
+    peer: PeerId
+    epoch: Epoch
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class SwarmView:
     """The swarm as this member sees it, by quorum.
 
@@ -123,6 +132,7 @@ class SwarmView:
         members: everybody known, this member included.
         state_hash: most common state hash at `epoch` (32 bytes), empty while unknown.
         behind: this member must fetch the state before it can go on.
+        banned: who is out, and why.
     """
 
     epoch: Epoch = _FIRST_EPOCH
@@ -132,6 +142,7 @@ class SwarmView:
     members: tuple[MemberView, ...] = ()
     state_hash: bytes = b""
     behind: bool = False
+    banned: tuple[BannedView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

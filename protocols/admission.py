@@ -174,7 +174,7 @@ class AdmissionDesk:
         self._banned: set[PeerId] = set()
 
     def ban(self, peer: PeerId) -> None:
-        """Let a peer in no more."""
+        """Let a peer in no more, nor anybody new by the invite that let it in."""
         self._banned.add(peer)
 
     def handle(self, request: AdmissionRequest, now: SwarmTime) -> Admitted | Refusal:
@@ -226,7 +226,12 @@ class AdmissionDesk:
         if invite.run != self._run or invite.authority_key != self._authority_key:
             return Refusal("wrong-run", f"The invite is for run {invite.run.short} and this is run {self._run.short}.")
         uses = self._uses.get(invite.token)
-        if invite.max_uses and uses and peer.public_key not in uses.peers and len(uses.peers) >= invite.max_uses:
+        known = uses is not None and peer.public_key in uses.peers
+        if uses and not known and any(PeerId(used) in self._banned for used in uses.peers):
+            return Refusal(
+                "invite-used-up", "The invite has let in a peer that is banned, and is worth nothing any more: ask for a new one."
+            )
+        if invite.max_uses and uses and not known and len(uses.peers) >= invite.max_uses:
             return Refusal("invite-used-up", f"The invite has let in the {invite.max_uses} peers that it was made for: ask for a new one.")
         return None
 

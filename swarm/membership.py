@@ -45,12 +45,14 @@ class Membership:
         credentials: ours.
         initial_peers: libp2p addresses to enter the DHT by; empty for the first member.
         founder: we hold the run's authority.
+        ban: called with a member that is banned: our admission desk, if we have one, lets it in no more.
     """
 
     signed: SignedRunSpec
     credentials: MemberCredentials
     initial_peers: tuple[str, ...]
     founder: bool
+    ban: Callable[[PeerId], None] = lambda _peer: None
 
 
 class VolunteerEntrance:
@@ -126,7 +128,7 @@ class AuthorityEntrance:
         desk = AdmissionDesk(signed.run_id, signed.authority_key, authority.certificate, authority)
         await node.serve(ADMIT_CALL, AdmissionService(desk, self._state_dir, self._clock).admit)
         await node.serve(SPEC_CALL, spec_handler(signed, authority.certificate, self._clock))
-        return Membership(signed, credentials, await self._still_there(node), founder=True)
+        return Membership(signed, credentials, await self._still_there(node), founder=True, ban=desk.ban)
 
     async def _still_there(self, node: Libp2pNode) -> tuple[str, ...]:
         """After a restart: members of old that answer. Nobody answering is no error here, since somebody has to be the first."""

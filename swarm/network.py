@@ -17,12 +17,14 @@ import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import uvloop
 
 from peers.averaging.context import AveragingRules
+from peers.averaging.trust_rules import trust_rules
+from peers.ban_file import load_proofs, save_proofs
 from peers.bridge import PeerHandle
 from peers.clock import SystemClock
 from peers.identity import Identity
@@ -44,6 +46,7 @@ from protocols.messages import MAX_BANDWIDTH_BYTES_PER_S
 from protocols.record_keeping import RecordReader, record_validator
 from protocols.records import Presence
 from protocols.runspec import SignedRunSpec
+from protocols.trust.ledger import Ban, Ledger
 from swarm.config import PeerConfig, split_host_port
 from swarm.membership import Membership, remember_addresses
 
@@ -181,23 +184,34 @@ class NetworkThread:
         store = await HivemindStore.create(libp2p, papers.initial_peers, validator, clock, client_mode=client)
         try:
             host = self._config.announce or own_host(self._config.listen)
-            direct = DirectTransport(credentials.tls(clock, _nobody_is_banned), self._config.listen, host, self._config.data_port)
-            transport = FallbackTransport(direct, Libp2pStreams(libp2p, credentials.proof(clock, _nobody_is_banned)))
+            ledger = Ledger()
+            direct = DirectTransport(credentials.tls(clock, ledger.__contains__), self._config.listen, host, self._config.data_port)
+            transport = FallbackTransport(direct, Libp2pStreams(libp2p, credentials.proof(clock, ledger.__contains__)))
             reader = RecordReader(signed.run_id, signed.authority_key)
             try:
                 await refuse_twin(self._identity.peer, signed.run_id, reader, store, transport, clock)
             except BaseException:
                 await transport.close()
                 raise
-            settings = self._node_settings(libp2p, papers, clock.now())
+            settings = replace(self._node_settings(libp2p, papers, clock.now()), ledger=ledger, proofs=load_proofs(self._config.state_dir))
             node = Node(settings, credentials.sealer(self._identity), self._identity, transport, store, self._handle, clock)
+            node.on_ban = lambda ban: self._banned(ban, ledger, papers)
             yield node, store
         finally:
             await store.close()
 
+    def _banned(self, ban: Ban, ledger: Ledger, papers: Membership) -> None:
+        """Close the admission desk too, and keep what proves it for the next start."""
+        papers.ban(ban.accused)
+        try:
+            save_proofs(self._config.state_dir, ledger.bans)
+        except StateDirError as error:
+            log.warning("bans are not remembered: %s", error)
+
     def _node_settings(self, libp2p: Libp2pNode, papers: Membership, now: SwarmTime) -> NodeSettings:
         signed, averaging = papers.signed, papers.signed.spec.averaging
-        rules = AveragingRules(signed.run_id, averaging.block_elems, codec_named(averaging.codec), averaging.max_group)
+        codec, trust = codec_named(averaging.codec), trust_rules(signed.spec.trust)
+        rules = AveragingRules(signed.run_id, averaging.block_elems, codec, averaging.max_group, trust=trust)
         bandwidth = max(1, int(self._config.bandwidth_cap_bytes_per_s or MAX_BANDWIDTH_BYTES_PER_S))
         presence = Presence(
             self._identity.peer,
@@ -244,10 +258,6 @@ class NetworkThread:
                 log.warning("addresses of members are not remembered: %s", error)
             chosen = random.sample(sorted(known), min(GREETED, len(known)))
             await store.join([known[peer][0] for peer in chosen if known[peer]])
-
-
-def _nobody_is_banned(_peer: PeerId) -> bool:
-    return False
 
 
 def leads_to(address: str, peer: PeerId) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from peers.averaging.context import MemberContext, TrustRules
+from peers.averaging.context import MemberContext
 from peers.averaging.court import Court
 from peers.averaging.opening import open_block
 from peers.averaging.parts_transfer import fetch_parts
@@ -86,7 +86,7 @@ class Auditing:
         task.add_done_callback(self.busy.discard)
 
     def _targets(self, case: Case) -> list[PeerId]:
-        rules: TrustRules | None = self._context.rules.trust
+        rules = self._context.rules.trust
         if rules is None or case.verified is None:
             return []
         plan, said = case.evidence.plan, case.verified.commitments

@@ -9,11 +9,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from peers.averaging.trust_rules import TrustRules
 from peers.bandwidth import Bandwidth
 from peers.conduct import HONEST, Conduct
 from peers.interfaces import Endpoint, Transport
 from peers.memory import KeptMemory
-from protocols.aggregation.base import Aggregator
 from protocols.codecs import Codec
 from protocols.ids import Epoch, PeerId, RunId
 from protocols.layout import Blocks
@@ -26,17 +26,6 @@ V = TypeVar("V")
 
 Blame = Callable[[PeerId, str], None]
 """Takes note of a member that broke the protocol, and how."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrustRules:
-    """How a run guards against its own members; `RunSpec.trust` says what each means."""
-
-    aggregator: Aggregator
-    auditors: int = 1
-    audit_tolerance: float = 0.02
-    weight_cap: float = 4.0
-    probation_epochs: int = 2
 
 
 @dataclass(frozen=True, slots=True)

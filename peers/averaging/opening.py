@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from peers.averaging.context import MemberContext, TrustRules
+from peers.averaging.context import MemberContext
 from peers.averaging.evidence import Evidence
 from peers.averaging.parts_transfer import fetch_parts
 from peers.averaging.result import RoundResult
@@ -115,10 +115,10 @@ class _Case:
     def _aggregate(self, parts_GE: list[Part]) -> tuple[torch.Tensor, float]:
         """The aggregate, and how far the parts lie around it as far as that counts."""
         weights_G = [self.plan.weights[member] for member in self.had]
-        trust: TrustRules | None = self.context.rules.trust
+        trust = self.context.rules.trust
         if trust is None or self.plan.round_index:
             return weighted_mean(parts_GE, weights_G), 0.0
-        aggregated = trust.aggregator.aggregate(parts_GE, weights_G)
+        aggregated = trust.aggregator_of(len(parts_GE), self.evidence.digest).aggregate(parts_GE, weights_G)
         return aggregated.value_E, aggregated.radius if math.isfinite(aggregated.radius) else 0.0
 
     def _false_figures(self, parts_GE: list[Part], claimed_E: torch.Tensor, checks: dict[int, Check]) -> list[Finding]:

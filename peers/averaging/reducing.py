@@ -94,7 +94,8 @@ class Reducing:
         start, stop = self._terms.blocks.span(order.block)
         out_E, trust = self._result.averaged_D[start:stop], self._terms.rules.trust
         if trust and not self._terms.plan.round_index:  # what is brought to later rounds is certified
-            aggregated = trust.aggregator.aggregate(parts_GE, weights_G, out_E)
+            aggregator = trust.aggregator_of(len(parts_GE), self._terms.evidence.digest if self._terms.evidence else b"")
+            aggregated = aggregator.aggregate(parts_GE, weights_G, out_E)
             mean_E, self._radii[order.block] = aggregated.value_E, aggregated.radius
         else:
             mean_E = weighted_mean(parts_GE, weights_G, out_E=out_E)

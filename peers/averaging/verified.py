@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from peers.averaging.attempts import average_by_plan
-from peers.averaging.context import Blame, MemberContext, TrustRules
+from peers.averaging.context import Blame, MemberContext
 from peers.averaging.court import Court
 from peers.averaging.evidence import Brought, Evidence, Vouched
 from peers.averaging.opening import open_block
@@ -170,8 +170,8 @@ class VerifiedRounds:
             weights_G = tuple(plan.weights[i] for i in members)
             radius = stated[1] if not plan.round_index else math.inf
             facts[block] = BlockFacts(weights_G, radius, block_norm(result_E), codec_error(codec, result_E))
-        trust: TrustRules | None = self._context.rules.trust
-        vanishing = bool(plan.round_index) or (trust is not None and trust.aggregator.vanishing)
+        trust = self._context.rules.trust
+        vanishing = bool(plan.round_index) or (trust is not None and trust.vanishing)
         return blocks_to_look_at(contributors, case.checks, facts, case.evidence.coin, vanishing=vanishing)
 
 

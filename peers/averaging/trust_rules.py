@@ -1,0 +1,72 @@
+"""How a run guards against its own members, as its rounds go by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from protocols.aggregation import Aggregator, aggregator_named
+from protocols.errors import ConfigError
+from protocols.runspec import TrustSection
+
+_BUCKET_DOMAIN = b"swarm.v1.buckets"
+_LEAST_FOR_KRUM = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TrustRules:
+    """`RunSpec.trust`, which says what each means."""
+
+    aggregator: str = "centered_clip"
+    bucket: int = 1
+    auditors: int = 1
+    audit_tolerance: float = 0.02
+    weight_cap: float = 4.0
+    probation_epochs: int = 2
+    byzantine_fraction: float = 0.45
+
+    def aggregator_of(self, parts: int, first_plan_digest: bytes) -> Aggregator:
+        """The rule for a block of so many parts in a round; the same on every member.
+
+        Where parts are too few for the rule, it assumes fewer liars among them, and of one or two parts it makes the mean.
+        """
+        settings: dict[str, int] = {}
+        liars = int(self.byzantine_fraction * parts)
+        if self.aggregator in ("krum", "multi_krum"):
+            if parts < _LEAST_FOR_KRUM:
+                return aggregator_named("mean")
+            settings["f"] = min(liars, (parts - _LEAST_FOR_KRUM) // 2)
+        if self.aggregator == "trimmed_mean":
+            settings["b"] = min(liars, (parts - 1) // 2)
+        seed = blake3(_BUCKET_DOMAIN + first_plan_digest).digest()
+        return aggregator_named(self.aggregator, bucket=min(self.bucket, parts), seed=seed, **settings)
+
+    @property
+    def vanishing(self) -> bool:
+        """Whether clipped differences from the aggregate cancel, so that sums of projections can be checked (`Aggregator.vanishing`)."""
+        return self.aggregator_of(_LEAST_FOR_KRUM, b"").vanishing
+
+
+def trust_rules(section: TrustSection) -> TrustRules | None:
+    """The rules of a run; None if its members believe each other.
+
+    Raises:
+        ConfigError: an aggregator that cannot be had so.
+    """
+    if not section.verify:
+        return None
+    rules = TrustRules(
+        section.aggregator,
+        section.bucket,
+        section.auditors,
+        section.audit_tolerance,
+        section.weight_cap,
+        section.probation_epochs,
+        section.byzantine_fraction,
+    )
+    try:
+        rules.aggregator_of(2 * _LEAST_FOR_KRUM, b"")
+    except ConfigError as error:
+        raise ConfigError(f"trust.aggregator: {error}") from error
+    return rules
