@@ -6,24 +6,52 @@ as a reducer refuses it, and the rest goes on without it.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 
 from peers.attacks.vectors import VECTOR_ATTACKS, vector_attack_named
-from protocols.aggregation import Aggregator, NonFinitePart
+from protocols.aggregation import Aggregator, NonFinitePart, aggregator_named
 from protocols.ids import PeerId
 from scripts.attacks.colluders import Colluders
-from scripts.attacks.scenario import NO_ATTACK, Progress, Row, Scenario
+from scripts.attacks.scenario import NO_ATTACK, Progress, Row, Scenario, finite
 from scripts.attacks.workload import D, Learner, Workload, load_text
 
 LIE = -10.0
 """What a lying reducer multiplies its block with."""
 
+Rules = Callable[[int], Aggregator]
+"""(how many of the parts may be attackers') -> the rule for it."""
+
 _REDUCER_ATTACKS = ("lying_reducer", "two_faced_reducer")
+
+
+class CleanRuns:
+    """Runs without an attack and with the plain mean of all members, to compare others with; one for each seed, when first asked for.
+
+    Args:
+        scenario: who trains.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.text = load_text()
+        self._losses: dict[int, float] = {}
+
+    def workload(self, seed: int) -> Workload:
+        """What is trained in the runs with this seed."""
+        return Workload(self.text, seed, self.scenario.samples)
+
+    def loss(self, seed: int) -> float:
+        """Loss at the end."""
+        if seed not in self._losses:
+            swarm = PlainSwarm(self.scenario, self.workload(seed), lambda _: aggregator_named("mean"), NO_ATTACK, seed)
+            for epoch in range(self.scenario.epochs):
+                swarm.live(epoch)
+            self._losses[seed] = swarm.loss()
+        return self._losses[seed]
 
 
 class PlainRunner:
@@ -31,18 +59,15 @@ class PlainRunner:
 
     Args:
         defence: what the rows call it.
-        rule: makes one block of many.
-        clean_rule: the plain mean, for the run without an attack.
-        scenario: who trains.
+        rules: make one block of many.
+        clean: runs to compare with.
     """
 
-    def __init__(self, defence: str, rule: Aggregator, clean_rule: Aggregator, scenario: Scenario) -> None:
+    def __init__(self, defence: str, rules: Rules, clean: CleanRuns) -> None:
         self._defence = defence
-        self._rule = rule
-        self._clean_rule = clean_rule
-        self._scenario = scenario
-        self._text = load_text()
-        self._clean: dict[int, float] = {}
+        self._rules = rules
+        self._clean = clean
+        self._scenario = clean.scenario
 
     def plays(self, attack: str) -> bool:
         """Whether the attack means anything where nobody verifies."""
@@ -55,20 +80,13 @@ class PlainRunner:
     def run(self, attack: str, seed: int, auditors: int, progress: Progress) -> Row:
         """See `Runner.run`; there are no auditors."""
         began_s = time.perf_counter()
-        loss = self._trained(attack, seed, self._rule, progress)
-        if seed not in self._clean:
-            self._clean[seed] = self._trained(NO_ATTACK, seed, self._clean_rule, lambda: None)
-        left = 0 if attack == NO_ATTACK else self._scenario.attackers
-        seconds = round(time.perf_counter() - began_s, 3)
-        return Row(attack, self._defence, 0, seed, _finite(loss), _finite(self._clean[seed]), None, left, 0, seconds)
-
-    def _trained(self, attack: str, seed: int, rule: Aggregator, progress: Progress) -> float:
-        """Loss at the end."""
-        swarm = PlainSwarm(self._scenario, Workload(self._text, seed, self._scenario.samples), rule, attack, seed)
+        swarm = PlainSwarm(self._scenario, self._clean.workload(seed), self._rules, attack, seed)
         for epoch in range(self._scenario.epochs):
             swarm.live(epoch)
             progress()
-        return swarm.loss()
+        left = 0 if attack == NO_ATTACK else self._scenario.attackers
+        loss, seconds = swarm.loss(), round(time.perf_counter() - began_s, 3)
+        return Row(attack, self._defence, 0, seed, finite(loss), finite(self._clean.loss(seed)), None, left, 0, seconds)
 
 
 class PlainSwarm:
@@ -79,15 +97,15 @@ class PlainSwarm:
     Args:
         scenario: who trains.
         workload: what.
-        rule: makes one block of many.
+        rules: make one block of many.
         attack: what attackers do.
         seed: chooses the attackers.
     """
 
-    def __init__(self, scenario: Scenario, workload: Workload, rule: Aggregator, attack: str, seed: int) -> None:
+    def __init__(self, scenario: Scenario, workload: Workload, rules: Rules, attack: str, seed: int) -> None:
         self._scenario = scenario
         self._workload = workload
-        self._rule = rule
+        self._rules = rules
         self._attack = attack
         self._members = scenario.members()
         self._attackers = () if attack == NO_ATTACK else scenario.attackers_of(seed)
@@ -131,10 +149,11 @@ class PlainSwarm:
     def _reduced_block(self, parts_GE: list[torch.Tensor], weights_G: Sequence[float]) -> torch.Tensor:
         weights = list(weights_G)
         while True:
+            refused = len(weights_G) - len(weights)
             try:
-                return self._rule.aggregate(parts_GE, weights).value_E
-            except NonFinitePart as refused:
-                del parts_GE[refused.part], weights[refused.part]
+                return self._rules(self._scenario.attackers - refused).aggregate(parts_GE, weights).value_E
+            except NonFinitePart as error:
+                del parts_GE[error.part], weights[error.part]
 
     def _lied(self, truth_D: torch.Tensor) -> torch.Tensor:
         """The same with the blocks of attackers changed: member i reduces block i."""
@@ -147,8 +166,3 @@ class PlainSwarm:
     def _blocks(self) -> list[slice]:
         bounds = [D * number // len(self._members) for number in range(len(self._members) + 1)]
         return [slice(start, end) for start, end in pairwise(bounds)]
-
-
-def _finite(loss: float) -> float | None:
-    """The loss with as many digits as mean something; None if it is beyond all numbers, which JSON cannot say."""
-    return round(loss, 4) if math.isfinite(loss) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -101,3 +102,8 @@ class Runner(Protocol):
             auditors: members that audit others in each epoch; 0 where nobody verifies.
             progress: see `Progress`.
         """
+
+
+def finite(loss: float) -> float | None:
+    """The loss with as many digits as mean something; None if it is beyond all numbers, which JSON cannot say."""
+    return round(loss, 4) if math.isfinite(loss) else None
