@@ -54,7 +54,8 @@ class Aggregator(ABC):
 
     Attributes:
         name: as in a run's spec.
-        vanishing: at the result v, sum_i w_i min(1, radius / |g_i - v|) (g_i - v) = 0, to within rounding. Verification relies on it.
+        vanishing: at the result v, sum_i w_i min(1, radius / |g_i - v|) (g_i - v) = 0, but for what fp32 rounds away of v. Verification
+            relies on it.
     """
 
     name: str

@@ -18,7 +18,7 @@ Doubles = NDArray[np.float64]
 
 _SLICE_ELEMS = 2**15
 """Columns of a matrix product: G rows of fp64 stay in the caches, and a call costs little beside its work."""
-_NOISE = 2.0**-46
+NOISE = 2.0**-46
 """Squared distances below this part of the squared norms they are a difference of are rounding, and count as 0."""
 
 
@@ -58,7 +58,7 @@ def squared_distances(gram_GG: Doubles) -> Doubles:
     norms_G = gram_GG.diagonal()
     sums_GG = norms_G[:, None] + norms_G[None, :]
     squares_GG: Doubles = sums_GG - gram_GG - gram_GG.T
-    squares_GG[squares_GG <= _NOISE * sums_GG] = 0.0
+    squares_GG[squares_GG <= NOISE * sums_GG] = 0.0
     return squares_GG
 
 
@@ -69,16 +69,23 @@ def centred(gram_GG: Doubles, origin: int) -> Doubles:
     return about_GG
 
 
-def medoid(squares_GG: Doubles) -> tuple[int, float]:
-    """The part within whose smallest ball more than half of all parts lie (itself included), and that ball's radius.
+def majority_centre(squares_GG: Doubles) -> int:
+    """The part within whose smallest ball more than half of all parts lie, itself included."""
+    return int(_majority_squares(squares_GG).argmin())
 
-    Counted by parts and not by weight: weights are claims. Fewer than half of the parts, however placed, can neither make the radius larger
-    than the largest distance between two of the others, nor move the centre further from one of those than that.
+
+def spread(squares_GG: Doubles) -> float:
+    """The radius of the smallest ball around a part within which more than half of all parts lie.
+
+    Counted by parts and not by weight: weights are claims. Fewer than half of the parts, however placed, cannot make it larger than the
+    largest distance between two of the others.
     """
-    nearest_GG = np.sort(squares_GG, axis=1)
-    majority_G = nearest_GG[:, len(squares_GG) // 2]
-    centre = int(majority_G.argmin())
-    return centre, float(np.sqrt(majority_G[centre]))
+    return float(np.sqrt(_majority_squares(squares_GG).min()))
+
+
+def _majority_squares(squares_GG: Doubles) -> Doubles:
+    found_G: Doubles = np.sort(squares_GG, axis=1)[:, len(squares_GG) // 2]
+    return found_G
 
 
 def _tile(part: Part, start: int, elems: int, scratch_T: torch.Tensor | None) -> torch.Tensor:
