@@ -21,6 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 OPEN_TIMEOUT_S = 90.0
 CHECK_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 8.0
+_LAST_LINES_S = 1.0
 LEAD_S = 0.1
 """How far ahead the common start of a round is set: enough for the order to reach every worker."""
 
@@ -97,7 +98,8 @@ class Worker:
                 start_new_session=True,
             )
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     @property
     def session(self) -> int:
@@ -137,8 +139,11 @@ class Worker:
                 self._process.stdin.close()
 
     def reap(self) -> None:
-        """Collect the ended process."""
+        """Collect the ended process and close the pipe from it, unless something that it left behind still writes there."""
         self._process.wait()
+        self._reader.join(_LAST_LINES_S)
+        if self._process.stdout is not None and not self._reader.is_alive():
+            self._process.stdout.close()
 
     def _read(self) -> None:
         if self._process.stdout is not None:

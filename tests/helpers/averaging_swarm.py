@@ -11,6 +11,7 @@ import torch
 
 from peers.averaging.averager import Averaged, Averager, RoundDone
 from peers.averaging.context import AveragingRules, MemberContext
+from peers.averaging.trust_rules import TrustRules
 from peers.bandwidth import Bandwidth
 from peers.interfaces import Endpoint, Transport
 from peers.testing import FixedDirectory, KeyNotary, make_key
@@ -38,10 +39,12 @@ class Member:
     rounds: list[RoundDone]
 
 
-def rules(codec: str = "fp32", block_elems: int = 64, max_group: int = 64, **changes: float) -> AveragingRules:
+def rules(
+    codec: str = "fp32", block_elems: int = 64, max_group: int = 64, trust: TrustRules | None = None, **changes: float
+) -> AveragingRules:
     """Small blocks, short deadlines."""
     times = {"join_timeout_s": 5.0, "stall_timeout_s": 3.0, "round_timeout_s": 30.0, **changes}
-    return AveragingRules(RUN, block_elems, codec_named(codec), max_group, **times)
+    return AveragingRules(RUN, block_elems, codec_named(codec), max_group, **times, trust=trust)
 
 
 def same_bytes(outcomes: Sequence[Averaged]) -> bool:
