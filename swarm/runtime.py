@@ -133,6 +133,7 @@ def _make_trainer(connection: Connection, measured: Measured, *, measure_first: 
         spec.run.seed,
         max(1, min(micro_batch, spec.optimizer.target_batch_samples // 4)),
         helper=helper,
+        replays=spec.trust.verify and spec.trust.auditors > 0,
         checkpoint_every_epochs=config.checkpoint_every_epochs,
         max_epochs=min(limits),
     )
