@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     import torch
 
     from swarm.data.dataset import Dataset
-    from swarm.optim.collaborative import CollaborativeOptimizer, StepOutcome
+    from swarm.optim.collaborative import CollaborativeOptimizer
+    from swarm.optim.outcome import StepOutcome
     from swarm.training.trainer import Trainer
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from protocols.ids import Epoch, PeerId
 from swarm.checkpoint.store import CheckpointStore
 from swarm.data.assignment import window_offsets
 from swarm.data.dataset import Dataset
-from swarm.optim.collaborative import CollaborativeOptimizer, StepOutcome, StepStatus
+from swarm.optim.collaborative import CollaborativeOptimizer
+from swarm.optim.outcome import StepOutcome, StepStatus
 from swarm.optim.state import StateMismatch
 from swarm.training.gradients import LossSum, accumulate_gradients
 
