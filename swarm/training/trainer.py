@@ -136,13 +136,13 @@ class Trainer:
         """The next samples of another member's contribution: a `swarm.optim.replaying.ReplayBatch`."""
         first = request.first_sample + done
         indices = range(first, first + min(self._settings.micro_batch_samples, request.samples - done))
-        loss = self._compute(request.epoch, request.peer, indices)
+        loss = self._compute(request.epoch, request.peer, indices, bf16=request.bf16)
         return loss.samples if loss.is_finite else None
 
-    def _compute(self, epoch: Epoch, member: PeerId, indices: range) -> LossSum:
+    def _compute(self, epoch: Epoch, member: PeerId, indices: range, *, bf16: bool | None = None) -> LossSum:
         """Add the gradients of a stretch of a member's samples, summed over them; anybody can compute the same."""
         offsets = window_offsets(self._settings.run_seed, epoch, member.public_key, indices, self._dataset.positions)
-        return accumulate_gradients(self._model, self._dataset.sample(offsets))
+        return accumulate_gradients(self._model, self._dataset.sample(offsets), bf16=bf16)
 
     def _finished(self) -> bool:
         limit = self._settings.max_epochs
