@@ -65,6 +65,8 @@ class ReplayRequest:
         first_sample: index of the first of them.
         samples: how many, at least 1.
         state_hash: of the state it was computed from (32 bytes).
+        bf16: under bf16 autocast, as GPUs compute, or in fp32, as CPUs do; None: as this machine computes by itself. Between the two lies
+            more than an audit tolerates, so whoever finds a difference asks again in the other.
     """
 
     epoch: Epoch
@@ -72,6 +74,7 @@ class ReplayRequest:
     first_sample: int
     samples: int
     state_hash: bytes
+    bf16: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

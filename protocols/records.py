@@ -22,7 +22,7 @@ MAX_ADDRESSES = 16
 MAX_TEXT_CHARS = 256
 
 Role = Literal["trainer", "helper", "client"]
-Phase = Literal["joining", "syncing", "training", "averaging", "leaving"]
+Phase = Literal["joining", "syncing", "training", "auditing", "averaging", "leaving"]
 
 _ROLES: tuple[Role, ...] = get_args(Role)
 _PHASES: tuple[Phase, ...] = get_args(Phase)

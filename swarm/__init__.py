@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from swarm.config import PeerConfig
     from swarm.connection import Connection, connect
     from swarm.coordination import coordinate, join
-    from swarm.optim.collaborative import CollaborativeOptimizer, StepOutcome, StepStatus
+    from swarm.optim.collaborative import CollaborativeOptimizer
+    from swarm.optim.outcome import StepOutcome, StepStatus
 
 _HOME = {
     "CollaborativeOptimizer": "swarm.optim.collaborative",
@@ -28,8 +29,8 @@ _HOME = {
     "LocalPeer": "peers.local",
     "PeerConfig": "swarm.config",
     "RunSpec": "protocols.runspec",
-    "StepOutcome": "swarm.optim.collaborative",
-    "StepStatus": "swarm.optim.collaborative",
+    "StepOutcome": "swarm.optim.outcome",
+    "StepStatus": "swarm.optim.outcome",
     "UserError": "protocols.errors",
     "connect": "swarm.connection",
     "coordinate": "swarm.coordination",

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     import torch
 
     from swarm.data.dataset import Dataset
-    from swarm.optim.collaborative import CollaborativeOptimizer, StepOutcome
+    from swarm.optim.collaborative import CollaborativeOptimizer
+    from swarm.optim.outcome import StepOutcome
     from swarm.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -133,6 +134,7 @@ def _make_trainer(connection: Connection, measured: Measured, *, measure_first: 
         spec.run.seed,
         max(1, min(micro_batch, spec.optimizer.target_batch_samples // 4)),
         helper=helper,
+        replays=spec.trust.verify and spec.trust.auditors > 0,
         checkpoint_every_epochs=config.checkpoint_every_epochs,
         max_epochs=min(limits),
     )

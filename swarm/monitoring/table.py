@@ -16,6 +16,7 @@ from swarm.monitoring.status import Liveness, MemberStatus, PeerStatus
 
 _STATE_STYLES = {
     "training": "green",
+    "auditing": "magenta",
     "averaging": "cyan",
     "syncing": "yellow",
     "joining": "yellow",

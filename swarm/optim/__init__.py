@@ -4,6 +4,7 @@ Read in this order: `collaborative` (the wrapper a training loop calls), `gradie
 applied), `accumulator`, `master` (fp32 copy of the parameters), `state` (everything a joiner needs, as named tensors).
 """
 
-from swarm.optim.collaborative import CollaborativeOptimizer, StepOutcome, StepStatus
+from swarm.optim.collaborative import CollaborativeOptimizer
+from swarm.optim.outcome import StepOutcome, StepStatus
 
 __all__ = ["CollaborativeOptimizer", "StepOutcome", "StepStatus"]

@@ -19,6 +19,9 @@ _LARGEST = 1e30
 class GradientAccumulator:
     """Sum over micro-batches of samples x mean gradient. A micro-batch with a NaN, an infinity or an absurd value leaves no trace in it.
 
+    What is summed is always one contiguous range of this member's samples, so that anybody can compute it again from three numbers. Hence a
+    micro-batch that is left out ends the range: the sum begins anew after it.
+
     Args:
         layout: order and shapes of the gradients.
     """
@@ -27,6 +30,7 @@ class GradientAccumulator:
         self._layout = layout
         self._sum_D = torch.zeros(layout.size_elems)
         self._batch_D = torch.zeros(layout.size_elems)
+        self._first_sample = 0
         self._samples = 0
         self._dropped_batches = 0
 
@@ -34,6 +38,11 @@ class GradientAccumulator:
     def samples(self) -> int:
         """Samples in the sum."""
         return self._samples
+
+    @property
+    def first_sample(self) -> int:
+        """Index of the first sample in the sum, counted since the last `reset`."""
+        return self._first_sample
 
     @property
     def dropped_batches(self) -> int:
@@ -49,7 +58,7 @@ class GradientAccumulator:
             summed: the gradients are sums over the samples, not means.
 
         Returns:
-            False if it was dropped because it was not finite.
+            False if it was dropped, as by `drop`, because it was not finite.
 
         Raises:
             ValueError: a gradient is missing or has the wrong shape, or `samples` is below 1.
@@ -62,23 +71,27 @@ class GradientAccumulator:
         self._layout.flatten_into(present, self._batch_D)
         scale = 1 if summed else samples
         if not _moderate(self._batch_D, scale):
-            self.drop()
+            self.drop(samples)
             return False
         self._sum_D.add_(self._batch_D, alpha=scale)
         self._samples += samples
         return True
 
-    def drop(self) -> None:
-        """Count a micro-batch that is left out."""
+    def drop(self, samples: int) -> None:
+        """Leave out a micro-batch of so many samples, and with it what was summed before."""
         self._dropped_batches += 1
+        self._first_sample += self._samples + samples
+        self._sum_D.zero_()
+        self._samples = 0
 
     def mean(self) -> torch.Tensor:
         """A new flat_D: mean gradient over all samples; zeros if there are none."""
         return self._sum_D / max(self._samples, 1)
 
     def reset(self) -> None:
-        """Forget the sum."""
+        """Forget the sum; the next sample has index 0."""
         self._sum_D.zero_()
+        self._first_sample = 0
         self._samples = 0
 
 

@@ -14,73 +14,23 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import replace
 
 import torch
 
 from peers.state_snapshot import StateSnapshot
 from peers.training_peer import PeerStopped, RoundOutcome, RoundStatus, TrainingPeer
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError, RoundError
-from protocols.ids import Epoch, PeerId
+from protocols.ids import Epoch
 from protocols.manifest import Manifest
 from swarm.optim.gradient_rule import GradientRule, LearningRate
 from swarm.optim.master import MasterParams
 from swarm.optim.meter import Meter
+from swarm.optim.outcome import StepOutcome, StepStatus
+from swarm.optim.replaying import ReplayBatch, Replays
 from swarm.optim.state import StateMismatch, restore_state, state_meta, state_tensors
 
 log = logging.getLogger(__name__)
-
-
-class StepStatus(StrEnum):
-    """What a call of `step` or `follow` did."""
-
-    ACCUMULATED = "accumulated"
-    """The micro-batch was added; the epoch goes on."""
-    DROPPED = "dropped"
-    """The micro-batch was not finite and was left out."""
-    WAITED = "waited"
-    """A helper was not needed."""
-    APPLIED = "applied"
-    """The epoch closed: one step with the swarm's average."""
-    ALONE = "alone"
-    """The epoch closed: one step with this member's own gradient, nobody else was there."""
-    SKIPPED = "skipped"
-    """The epoch closed without a step: the swarm's average was not finite."""
-    ABORTED = "aborted"
-    """The round failed; what was accumulated is kept for the next."""
-    CAUGHT_UP = "caught_up"
-    """This member was behind: it took over the swarm's state and dropped what it had accumulated."""
-    BEHIND = "behind"
-    """This member is behind and could not fetch the state yet."""
-
-    @property
-    def closed_epoch(self) -> bool:
-        """Whether this member now holds a newer state that it computed itself."""
-        return self in (StepStatus.APPLIED, StepStatus.ALONE, StepStatus.SKIPPED)
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutcome:
-    """What happened.
-
-    Args:
-        status: see `StepStatus`.
-        epoch: updates applied to the state held now.
-        samples: accumulated now, towards the next update.
-        weight: samples of the whole swarm in the update, if one was made.
-        contributors: whose, if known.
-        lost_samples: accumulated samples that had to be dropped.
-        reason: one sentence where something went wrong.
-    """
-
-    status: StepStatus
-    epoch: Epoch
-    samples: int
-    weight: float = 0.0
-    contributors: tuple[PeerId, ...] = ()
-    lost_samples: int = 0
-    reason: str = ""
 
 
 class CollaborativeOptimizer:
@@ -124,6 +74,17 @@ class CollaborativeOptimizer:
         self._accepted_samples = 0
         self._manifest: Manifest | None = None
         self._started = False
+        self._replays: Replays | None = None
+
+    def replay_with(self, compute: ReplayBatch) -> None:
+        """From now on serve the peer's replays: compute again, between micro-batches, what other members contributed.
+
+        Without it every replay is answered "impossible". It costs a copy of the trained parameters; `swarm.optim.replaying` says how much.
+
+        Args:
+            compute: called in the thread that trains, while the model holds the parameters in question; see `ReplayBatch`.
+        """
+        self._replays = Replays(self._masters, self._rule.layout, compute)
 
     @property
     def epoch(self) -> Epoch:
@@ -139,6 +100,11 @@ class CollaborativeOptimizer:
     def samples(self) -> int:
         """Samples accumulated since the last update."""
         return self._rule.samples
+
+    @property
+    def next_sample(self) -> int:
+        """Index in this epoch of the sample to compute next. Who can be audited draws it by this number (`swarm.data.assignment`)."""
+        return self._rule.next_sample
 
     @property
     def dropped_batches(self) -> int:
@@ -203,16 +169,28 @@ class CollaborativeOptimizer:
         if behind is not None:
             self.zero_grad()  # computed from a state that is no longer held
             return behind
-        accepted = loss is None or math.isfinite(loss)
-        if accepted:
-            accepted = self._rule.add(samples, summed=summed)
-        else:
-            self._rule.drop()
-        if not accepted:
-            log.warning("micro-batch dropped, its gradient is not finite: epoch=%d dropped=%d", self._epoch, self.dropped_batches)
+        lost_samples = self._take_in(samples, loss, summed=summed)
+        accepted = lost_samples is None
         self._meter.add(samples, loss if accepted else None)
-        self._report("training")
-        return self._serve_swarm() or self._outcome(StepStatus.ACCUMULATED if accepted else StepStatus.DROPPED)
+        self._report(self._working())
+        outcome = self._serve_swarm() or self._outcome(StepStatus.ACCUMULATED if accepted else StepStatus.DROPPED)
+        return outcome if lost_samples is None else replace(outcome, lost_samples=outcome.lost_samples + lost_samples)
+
+    def _take_in(self, samples: int, loss: float | None, *, summed: bool) -> int | None:
+        """Add a micro-batch; if it is left out, return how many accumulated samples went with it."""
+        before = self._rule.samples
+        if loss is not None and not math.isfinite(loss):
+            self._rule.drop(samples)
+        elif self._rule.add(samples, summed=summed):
+            return None
+        log.warning(
+            "micro-batch dropped, it is not finite; accumulating anew after it: epoch=%d dropped_batches=%d lost_samples=%d next_sample=%d",
+            self._epoch,
+            self.dropped_batches,
+            before,
+            self.next_sample,
+        )
+        return before
 
     def follow(self, timeout_s: float = 1.0) -> StepOutcome:
         """For a helper, which computes nothing: wait for the swarm's next call and take part with weight 0.
@@ -256,6 +234,8 @@ class CollaborativeOptimizer:
         self._epoch = Epoch(snapshot.manifest.epoch)
         self._accepted_samples = snapshot.manifest.accepted_samples
         self._manifest = None
+        if self._replays is not None:
+            self._replays.forget()
         if self._started:
             self._announce()
         return lost_samples
@@ -281,9 +261,26 @@ class CollaborativeOptimizer:
         """Do what the swarm asks for, if anything."""
         if self._peer.snapshot_wanted():
             self._peer.publish_snapshot(self.snapshot())
+        if not self._peer.epoch_closing():
+            self._serve_replays()
         if self._peer.epoch_closing():
             return self._close_epoch()
         return None
+
+    def _serve_replays(self) -> None:
+        """Go on with the replay that is wanted, if any, until it is done, its turn is over, or something else is wanted."""
+        request = self._peer.replay_wanted()
+        if request is None:
+            return
+        if self._replays is None:
+            self._peer.publish_replay(request, None)
+        elif self._replays.serve(self._peer, self._epoch, self.state_hash):
+            self._meter.resume()
+        self._report(self._working())
+
+    def _working(self) -> str:
+        """Phase of a member that computes."""
+        return "training" if self._replays is None or self._peer.replay_wanted() is None else "auditing"
 
     def _close_epoch(self) -> StepOutcome:
         """Average with the others and apply the result."""
@@ -306,6 +303,8 @@ class CollaborativeOptimizer:
         vector = outcome.vector
         if vector is None or vector.dtype != torch.float32 or vector.shape != (self.size_elems,) or not outcome.weight > 0:
             raise LocalProtocolError("a round ended well but brought no usable vector")
+        if self._replays is not None:
+            self._replays.keep(self._epoch, self.state_hash)
         stepped = self._rule.apply(vector, self._epoch)
         self._epoch = Epoch(self._epoch + 1)
         self._accepted_samples += round(outcome.weight)

@@ -67,6 +67,11 @@ class GradientRule:
         return self._accumulator.samples
 
     @property
+    def next_sample(self) -> int:
+        """Index of the sample that comes next in this epoch: those taken in and those left out before it."""
+        return self._accumulator.first_sample + self._accumulator.samples
+
+    @property
     def dropped_batches(self) -> int:
         """Micro-batches dropped since the beginning because they were not finite."""
         return self._accumulator.dropped_batches
@@ -79,20 +84,20 @@ class GradientRule:
             summed: they are the sum over the samples instead.
 
         Returns:
-            False if they were not finite and were dropped.
+            False if they were not finite and were dropped, and with them what was accumulated: see `GradientAccumulator`.
         """
         accepted = self._accumulator.add(self._masters.gradients(), samples, summed=summed)
         self._masters.clear_gradients()
         return accepted
 
-    def drop(self) -> None:
-        """Leave out what `backward` left on the model, and count it."""
-        self._accumulator.drop()
+    def drop(self, samples: int) -> None:
+        """Leave out what `backward` left on the model, and with it what was accumulated: see `GradientAccumulator`."""
+        self._accumulator.drop(samples)
         self._masters.clear_gradients()
 
     def contribution(self, epoch: Epoch, state_hash: bytes) -> Contribution:
         """What to bring to the round that closes `epoch`; a copy."""
-        return Contribution(epoch, self._accumulator.mean(), float(self.samples), state_hash)
+        return Contribution(epoch, self._accumulator.mean(), float(self.samples), state_hash, self._accumulator.first_sample)
 
     def apply(self, average_D: torch.Tensor, epoch: Epoch) -> bool:
         """Take the step that closes `epoch` and forget what was accumulated.

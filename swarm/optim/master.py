@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -58,6 +59,45 @@ class MasterParams:
         """Put gradients on the masters for the optimizer to use."""
         for name in self._trained:
             self._pairs[name][1].grad = gradients[name]
+
+    @torch.no_grad()
+    def copy_trained(self, into: Mapping[str, torch.Tensor] | None = None) -> Mapping[str, torch.Tensor]:
+        """The masters that the optimizer updates, as they are now.
+
+        Args:
+            into: an earlier copy, to be overwritten instead of making a new one.
+        """
+        if into is None:
+            return {name: master.detach().clone() for name, master in self.trained.items()}
+        for name, master in self.trained.items():
+            into[name].copy_(master)
+        return into
+
+    @contextmanager
+    def replaced_by(self, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """While the context is open the model computes with other parameters; afterwards, whatever happens, with the very same as before.
+
+        In between nobody may step the optimizer or copy the state. Masters that are no parameters of the model stay what they are.
+
+        Args:
+            values: as `copy_trained` gave them; neither copied where the model computes in fp32 on the CPU, nor changed.
+        """
+        own = {name: param.data for name, (param, master) in self._pairs.items() if param is master}
+        try:
+            for name in self._trained:
+                param = self._pairs[name][0]
+                if name in own:
+                    param.data = values[name]
+                else:
+                    param.data.copy_(values[name])
+            yield
+        finally:
+            for name in self._trained:
+                param, master = self._pairs[name]
+                if name in own:
+                    param.data = own[name]
+                else:
+                    param.data.copy_(master.data)
 
     @torch.no_grad()
     def write_back(self) -> None:

@@ -41,31 +41,32 @@ class LossSum:
         return math.isfinite(self.nats)
 
 
-def accumulate_gradients(model: nn.Module, tokens_BT: torch.Tensor) -> LossSum:
+def accumulate_gradients(model: nn.Module, tokens_BT: torch.Tensor, *, bf16: bool | None = None) -> LossSum:
     """Forward and backward of one micro-batch; adds d(sum of losses)/d(parameter) to every `.grad`.
 
-    On CUDA the forward pass runs under bf16 autocast, with the loss in fp32; on a CPU everything is fp32. Nothing random: the result
-    depends on parameters and tokens only (up to the device's order of summation).
+    By itself, CUDA runs the forward pass under bf16 autocast, with the loss in fp32; on a CPU everything is fp32. Nothing random: the
+    result depends on parameters, tokens and precision only (up to the device's order of summation).
 
     Args:
         model: causal language model on one device, as `swarm.models.build.build_model` makes it.
         tokens_BT: int64 on any device; each window predicts its tokens 1 to T - 1.
+        bf16: whether to autocast; None: as the device does by itself.
 
     Raises:
         ValueError: no sample, or a window of fewer than two tokens.
     """
-    losses_B = window_losses(model, tokens_BT)
+    losses_B = window_losses(model, tokens_BT, bf16=bf16)
     total = losses_B.sum()
     total.backward()  # type: ignore[no-untyped-call]
     return LossSum(float(total.detach()), len(losses_B))
 
 
-def window_losses(model: nn.Module, tokens_BT: torch.Tensor) -> torch.Tensor:
+def window_losses(model: nn.Module, tokens_BT: torch.Tensor, *, bf16: bool | None = None) -> torch.Tensor:
     """Mean loss of each window.
 
     Args:
         model: as `accumulate_gradients`.
-        tokens_BT: as `accumulate_gradients`.
+        tokens_BT, bf16: as `accumulate_gradients`.
 
     Returns:
         losses_B, fp32 on the model's device, in nats per token.
@@ -77,7 +78,7 @@ def window_losses(model: nn.Module, tokens_BT: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"a micro-batch holds at least one window of at least two tokens, not {tuple(tokens_BT.shape)}")
     device = device_of(model)
     tokens_BT = tokens_BT.to(device, non_blocking=True)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda" if bf16 is None else bf16):
         logits_BTV = model(input_ids=tokens_BT[:, :-1], use_cache=False).logits
     losses_N = nn.functional.cross_entropy(logits_BTV.float().flatten(0, 1), tokens_BT[:, 1:].flatten(), reduction="none")
     return losses_N.view(len(tokens_BT), -1).mean(dim=1)

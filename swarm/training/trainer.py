@@ -11,15 +11,16 @@ from dataclasses import dataclass
 
 import torch
 
-from peers.training_peer import PeerStopped, TrainingPeer
+from peers.training_peer import PeerStopped, ReplayRequest, TrainingPeer
 from protocols.errors import StateDirError
 from protocols.ids import Epoch, PeerId
 from swarm.checkpoint.store import CheckpointStore
 from swarm.data.assignment import window_offsets
 from swarm.data.dataset import Dataset
-from swarm.optim.collaborative import CollaborativeOptimizer, StepOutcome, StepStatus
+from swarm.optim.collaborative import CollaborativeOptimizer
+from swarm.optim.outcome import StepOutcome, StepStatus
 from swarm.optim.state import StateMismatch
-from swarm.training.gradients import accumulate_gradients
+from swarm.training.gradients import LossSum, accumulate_gradients
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class TrainerSettings:
         run_seed: of the run; with epoch and member it decides which samples those are.
         micro_batch_samples: B, at least 1.
         helper: take part in rounds without computing.
+        replays: compute again what others contributed, when asked; a helper never does.
         checkpoint_every_epochs: epochs between checkpoints, at least 1.
         max_epochs: stop at this epoch; None trains until the peer stops.
         retry_s: pause before another try to fetch a state that nobody could give.
@@ -42,6 +44,7 @@ class TrainerSettings:
     run_seed: int
     micro_batch_samples: int
     helper: bool = False
+    replays: bool = True
     checkpoint_every_epochs: int = 10
     max_epochs: int | None = None
     retry_s: float = 1.0
@@ -92,7 +95,6 @@ class Trainer:
         self._actions = (*actions, EpochAction(settings.checkpoint_every_epochs, self._save))
         self.samples_total = 0
         """Samples this member has computed since it started."""
-        self._drawn_samples = 0
         self._saved_hash = b""
 
     def run(self) -> Epoch:
@@ -102,6 +104,8 @@ class Trainer:
             StateDirError: checkpoints belong to another model, or cannot be written.
             RemoteProtocolError: the swarm's state does not fit this model.
         """
+        if self._settings.replays and not self._settings.helper:
+            self._optimizer.replay_with(self._replay_batch)
         self._load_newest_checkpoint()
         try:
             while not self._finished():
@@ -123,25 +127,28 @@ class Trainer:
         behind = self._optimizer.synchronise()
         if behind is not None:
             return behind
-        tokens_BT = self._dataset.sample(self._draw())
-        loss = accumulate_gradients(self._model, tokens_BT)
-        self._drawn_samples += loss.samples
+        settings, first = self._settings, self._optimizer.next_sample
+        loss = self._compute(self._optimizer.epoch, settings.member, range(first, first + settings.micro_batch_samples))
         self.samples_total += loss.samples
         return self._optimizer.step(samples=loss.samples, loss=loss.mean, summed=True)
 
-    def _draw(self) -> list[int]:
-        """Offsets of this member's next samples in this epoch; anybody can recompute them."""
-        settings = self._settings
-        indices = range(self._drawn_samples, self._drawn_samples + settings.micro_batch_samples)
-        epoch, key = self._optimizer.epoch, settings.member.public_key
-        return window_offsets(settings.run_seed, epoch, key, indices, self._dataset.positions)
+    def _replay_batch(self, request: ReplayRequest, done: int) -> int | None:
+        """The next samples of another member's contribution: a `swarm.optim.replaying.ReplayBatch`."""
+        first = request.first_sample + done
+        indices = range(first, first + min(self._settings.micro_batch_samples, request.samples - done))
+        loss = self._compute(request.epoch, request.peer, indices, bf16=request.bf16)
+        return loss.samples if loss.is_finite else None
+
+    def _compute(self, epoch: Epoch, member: PeerId, indices: range, *, bf16: bool | None = None) -> LossSum:
+        """Add the gradients of a stretch of a member's samples, summed over them; anybody can compute the same."""
+        offsets = window_offsets(self._settings.run_seed, epoch, member.public_key, indices, self._dataset.positions)
+        return accumulate_gradients(self._model, self._dataset.sample(offsets), bf16=bf16)
 
     def _finished(self) -> bool:
         limit = self._settings.max_epochs
         return self._peer.stopping() or (limit is not None and self._optimizer.epoch >= limit)
 
     def _epoch_changed(self, before: Epoch, outcome: StepOutcome) -> None:
-        self._drawn_samples = 0
         log.info(
             "epoch: epoch=%d status=%s swarm_samples=%g members=%d",
             outcome.epoch,

@@ -31,18 +31,22 @@ def test_sums_and_means_of_gradients_come_to_the_same() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 3e38])
-def test_a_value_that_is_not_finite_drops_the_micro_batch_and_nothing_else(bad: float) -> None:
+def test_a_value_that_is_not_finite_drops_the_micro_batch_and_the_sum_begins_anew_after_it(bad: float) -> None:
     accumulator = GradientAccumulator(LAYOUT)
     accumulator.add(gradients(1.0), 2)
+    assert (accumulator.first_sample, accumulator.samples) == (0, 2)
     poisoned = gradients(1.0)
     spot = poisoned["b"]
     assert spot is not None
     spot[1] = bad
-    assert not accumulator.add(poisoned, 2)
-    assert (accumulator.samples, accumulator.dropped_batches) == (2, 1)
-    assert accumulator.mean().tolist() == [1.0] * 4 + [-1.0] * 3
+    assert not accumulator.add(poisoned, 3)
+    assert (accumulator.first_sample, accumulator.samples, accumulator.dropped_batches) == (5, 0, 1)
+    assert accumulator.mean().tolist() == [0.0] * 7
     accumulator.add(gradients(3.0), 2)
-    assert accumulator.mean().tolist() == [2.0] * 4 + [-2.0] * 3
+    assert (accumulator.first_sample, accumulator.samples) == (5, 2)
+    assert accumulator.mean().tolist() == [3.0] * 4 + [-3.0] * 3
+    accumulator.reset()
+    assert (accumulator.first_sample, accumulator.samples, accumulator.dropped_batches) == (0, 0, 1)
 
 
 def test_a_parameter_that_was_not_used_counts_as_zero() -> None:

@@ -72,15 +72,24 @@ def test_an_aborted_round_keeps_what_was_accumulated() -> None:
     assert torch.equal(loop.params(), steady.params())
 
 
-def test_a_batch_that_is_not_finite_is_dropped_and_the_epoch_is_as_if_it_never_was() -> None:
-    loop, clean = alone(), alone()
+def test_a_batch_that_is_not_finite_is_dropped_and_the_contribution_begins_anew_after_it(caplog: pytest.LogCaptureFixture) -> None:
+    peer = ScriptedPeer(deque([applied()]))
+    loop, clean = Loop(peer), alone()
+    loop.batch(7)
+    loop.model(torch.full((4, 4), float("nan"))).sum().backward()
+    outcome = loop.opt.step(samples=4)
+    assert (outcome.status, outcome.samples, outcome.lost_samples) == (StepStatus.DROPPED, 0, 4)
+    assert "dropped_batches=1 lost_samples=4 next_sample=8" in caplog.text
+    assert (loop.opt.dropped_batches, loop.opt.next_sample) == (1, 8)
     loop.batch(0)
-    assert loop.batch(5, scale=float("nan")) is StepStatus.DROPPED
-    assert loop.opt.dropped_batches == 1
-    loop.batch(1)
+    peer.closing = True
+    assert loop.batch(1) is StepStatus.APPLIED
     clean.batch(0)
     clean.batch(1)
     assert torch.equal(loop.params(), clean.params())
+    (brought,) = peer.contributions
+    assert (brought.first_sample, brought.weight) == (8, 8.0)
+    assert loop.opt.next_sample == 0
 
 
 def test_a_loss_that_is_not_finite_drops_the_batch_even_if_its_gradient_looks_well() -> None:

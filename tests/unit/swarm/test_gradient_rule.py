@@ -123,13 +123,15 @@ def test_gradients_are_cleared_after_each_micro_batch_and_after_the_step() -> No
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_contribution() -> None:
-    member = Member(sgd)
-    member.compute(torch.ones(3, 5), torch.zeros(3, 1))
-    clean = member.rule.contribution(Epoch(0), HASH)
+    member, clean = Member(sgd), Member(sgd)
+    member.compute(torch.zeros(3, 5), torch.ones(3, 1))
     assert not member.compute(torch.full((3, 5), math.nan), torch.zeros(3, 1))
+    assert member.rule.next_sample == 6
+    for each in (member, clean):
+        each.compute(torch.ones(3, 5), torch.zeros(3, 1))
     after = member.rule.contribution(Epoch(0), HASH)
-    assert torch.equal(clean.vector, after.vector)
-    assert (after.weight, member.rule.dropped_batches) == (3.0, 1)
+    assert torch.equal(after.vector, clean.rule.contribution(Epoch(0), HASH).vector)
+    assert (after.first_sample, after.weight, member.rule.dropped_batches) == (6, 3.0, 1)
 
 
 def test_an_average_that_is_not_finite_changes_nothing() -> None:
