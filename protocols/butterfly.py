@@ -33,7 +33,7 @@ def senders_of(plan: Plan) -> frozenset[int]:
     """
     first: dict[bytes, int] = {}
     for i, member in enumerate(plan.members):
-        if member.join.weight > 0 and i not in plan.absent:
+        if plan.weights[i] > 0 and i not in plan.absent:
             first.setdefault(_brought(member), i)
     return frozenset(first.values())
 
@@ -69,7 +69,7 @@ def contributors_in(plan: Plan, mask: int) -> tuple[int, ...] | None:
         return None
     members = [plan.members[i] for i in indices]
     once = len({_brought(member) for member in members}) == len(members)
-    return indices if once and all(member.join.weight > 0 for member in members) else None
+    return indices if once and all(plan.weights[i] > 0 for i in indices) else None
 
 
 class BlockReducer:

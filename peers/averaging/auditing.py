@@ -90,7 +90,7 @@ class Auditing:
         if rules is None or case.verified is None:
             return []
         plan, said = case.evidence.plan, case.verified.commitments
-        worked = {plan.members[i].peer: plan.members[i].join.weight > 0 for i in sorted(said) if said[i].samples > 0}
+        worked = {plan.members[i].peer: plan.weights[i] > 0 for i in sorted(said) if said[i].samples > 0}
         proven = [peer for peer, counts in worked.items() if counts]
         newcomers = [peer for peer, counts in worked.items() if not counts]
         audits = draw_audits(case.evidence.coin, proven, newcomers, rules.auditors)

@@ -66,9 +66,19 @@ class Evidence:
         own_D: what we bring.
         brought: where it comes from.
         vouched: checks others' inputs in later rounds.
+        breach: called with a member that sent us what no honest member sends.
     """
 
-    def __init__(self, context: MemberContext, plan: Plan, own_D: torch.Tensor, brought: Brought, vouched: Vouched) -> None:
+    def __init__(
+        self,
+        context: MemberContext,
+        plan: Plan,
+        own_D: torch.Tensor,
+        brought: Brought,
+        vouched: Vouched,
+        breach: Callable[[PeerId], None],
+    ) -> None:
+        self.breach = breach
         self._context = context
         self._brought = brought
         self._vouched = vouched

@@ -136,6 +136,8 @@ class Exchange:
     def _reducer_failed(self, reducer: int, error: RemoteError) -> None:
         if isinstance(error, RemoteProtocolError):
             self._blame(self._terms.peer(reducer), error.reason)
+            if self._evidence:
+                self._evidence.breach(self._terms.peer(reducer))
         if isinstance(error, RemoteGone):
             self._context.directory.suspect(self._terms.peer(reducer))
         if isinstance(error, RemoteGone) or (isinstance(error, RemoteRefusal) and error.code == ABANDONED):

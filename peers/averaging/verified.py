@@ -93,7 +93,7 @@ class VerifiedRounds:
             RoundError: no agreement.
         """
         self._forget_before(Epoch(max(plan.epoch - 1, 0)))
-        evidence = Evidence(self._context, plan, own_D, brought, vouched)
+        evidence = Evidence(self._context, plan, own_D, brought, vouched, self._court.breach_in(plan.digest))
         self._court.open_round(plan)
         await evidence.commit()
         self._rounds.evidence.put(evidence.digest, evidence)

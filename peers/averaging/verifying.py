@@ -312,7 +312,7 @@ class Verifying:
     # Leading
 
     async def _lead(self) -> None:
-        everyone = set(self._commitments) - self._plan.absent - {self._me}
+        everyone = set(range(len(self._plan.members))) - self._plan.absent - {self._me}
         attempt = 0
         async with alongside(self._give_up_strangers(everyone)):
             while True:
