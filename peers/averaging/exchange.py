@@ -210,6 +210,6 @@ class Exchange:
 
     def _encode_own(self, block: BlockIndex) -> BytesLike:
         if self._evidence:
-            return self._evidence.parts[self._me, block]
+            return self._evidence.part(self._me, block)
         start, stop = self._terms.blocks.span(block)
         return self._terms.codec.encode(self._own_D[start:stop])
