@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -25,8 +24,8 @@ from protocols.codecs.base import Codec
 from protocols.ids import BlockIndex
 from protocols.parts import TILE_ELEMS, Part, read_part
 
-_PATTERN_DOMAIN = b"swarm.v1.direction-pattern"
-_ROWS_DOMAIN = b"swarm.v1.direction-rows"
+_ROW_DOMAIN = b"swarm.v1.direction-row"
+_SIGNS_DOMAIN = b"swarm.v1.direction-signs"
 _DOWN = 2.0**-80
 _HOEFFDING = 8.0
 _ROUNDING = 1e-5
@@ -38,8 +37,10 @@ honest parts, so it is about as long as they are; whoever reduces states the rad
 through what should be clipped."""
 
 _SIGN_TABLE = (1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).astype(np.float32)
+_ROW_ELEMS = 2**12
 _STRETCH_ELEMS = 2**15
-_ROW_ELEMS = 2**9
+_MEASURED_STRETCH = 4
+"""A part's own length is estimated from one stretch in four: a vote of doubt needs no more."""
 
 
 def _signs(seed: bytes, count: int) -> torch.Tensor:
@@ -47,14 +48,12 @@ def _signs(seed: bytes, count: int) -> torch.Tensor:
     return torch.from_numpy(_SIGN_TABLE[octets].reshape(-1)[:count])
 
 
-@lru_cache(maxsize=4)
-def _pattern(coin: bytes) -> torch.Tensor:
-    return _signs(_PATTERN_DOMAIN + coin, _STRETCH_ELEMS)
-
-
 class Direction:
-    """z of one block. A stretch of 2^15 elements has the signs of a pattern that the coin gives, and each row of 2^9 elements in it one
-    more sign of its own: as good as random against an error that is fixed before the coin, and much cheaper than a hash for each element.
+    """z of one block: rows of 2^12 signs, all of them one row that the coin gives times a sign of their own.
+
+    Against an error that is fixed before the coin it is as good as a sign for each element but for errors whose rows are alike: these are
+    seen, or not, by that one row (of errors of that kind a hundred times the tolerance, one in a hundred passes a block). It costs one
+    product of a matrix and a vector instead of a hash for each element.
 
     Args:
         coin: of the round.
@@ -63,24 +62,25 @@ class Direction:
     """
 
     def __init__(self, coin: bytes, block: BlockIndex, elems: int) -> None:
-        self._pattern = _pattern(coin)
-        self._rows = _signs(_ROWS_DOMAIN + coin + block.to_bytes(8, "little"), -(-elems // _ROW_ELEMS))
-        self._scratch = torch.empty(min(_STRETCH_ELEMS, elems))
+        seed = coin + block.to_bytes(8, "little")
+        self._row = _signs(_ROW_DOMAIN + seed, _ROW_ELEMS)
+        self._signs = _signs(_SIGNS_DOMAIN + seed, -(-elems // _ROW_ELEMS))
 
     def project(self, start: int, vector_S: torch.Tensor) -> float:
-        """<z, x> of a stretch that begins at `start`, a multiple of 2^15, and holds at most so many elements."""
+        """<z, x> of a stretch that begins at `start`, a multiple of 2^12."""
         count, first = vector_S.numel(), start // _ROW_ELEMS
-        signed = torch.mul(vector_S, self._pattern[:count], out=self._scratch[:count])
         whole = count // _ROW_ELEMS
-        total = float(torch.dot(signed[: whole * _ROW_ELEMS].view(whole, _ROW_ELEMS).sum(dim=1), self._rows[first : first + whole]))
-        if whole * _ROW_ELEMS < count:
-            total += float(signed[whole * _ROW_ELEMS :].sum()) * float(self._rows[first + whole])
+        rows = torch.mv(vector_S[: whole * _ROW_ELEMS].view(whole, _ROW_ELEMS), self._row)
+        total = float(torch.dot(rows, self._signs[first : first + whole]))
+        rest = vector_S[whole * _ROW_ELEMS :]
+        if rest.numel():
+            total += float(torch.dot(rest, self._row[: rest.numel()])) * float(self._signs[first + whole])
         return total
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a contributor says of one block: `<z, g - v>` and `|g - v|`; and for its own use, `|g|`."""
+    """What a contributor says of one block: `<z, g - v>` and `|g - v|`; and for its own use about `|g|`."""
 
     projection: float
     distance: float
@@ -92,18 +92,21 @@ def figures_of(part_E: Part, result_E: torch.Tensor, coin: bytes, block: BlockIn
     elems = result_E.numel()
     direction = Direction(coin, block, elems)
     projection = squares = own_squares = 0.0
+    measured = 0
     scratch_T, difference_S = torch.empty(min(TILE_ELEMS, elems)), torch.empty(min(_STRETCH_ELEMS, elems))
     for start in range(0, elems, TILE_ELEMS):
         part_T = _tile(part_E, start, scratch_T[: min(TILE_ELEMS, elems - start)])
         for inner in range(0, part_T.numel(), _STRETCH_ELEMS):
             part_S, at = part_T[inner : inner + _STRETCH_ELEMS], start + inner
-            own_squares += float(torch.dot(part_S, part_S))
+            if at // _STRETCH_ELEMS % _MEASURED_STRETCH == 0:
+                own_squares += float(torch.dot(part_S, part_S))
+                measured += part_S.numel()
             difference = torch.sub(part_S, result_E[at : at + part_S.numel()], out=difference_S[: part_S.numel()])
             squares += float(torch.dot(difference, difference))
             projection += direction.project(at, difference)
     if not math.isfinite(squares + own_squares + projection):
         return _wide_figures(part_E, result_E, direction)
-    return Figures(projection, math.sqrt(squares), math.sqrt(own_squares))
+    return Figures(projection, math.sqrt(squares), math.sqrt(own_squares * elems / max(measured, 1)))
 
 
 def _tile(part_E: Part, start: int, scratch_T: torch.Tensor) -> torch.Tensor:
