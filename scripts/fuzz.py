@@ -29,7 +29,7 @@ from scripts.fuzzing import corpus
 from scripts.fuzzing.engines import ENGINES, atheris_installed
 from scripts.fuzzing.target import check
 from scripts.fuzzing.targets import TARGETS
-from scripts.fuzzing.watch import Tally, fuzz, minimise
+from scripts.fuzzing.watch import Tally, fuzz
 
 _HYPOTHESIS_SHARE = 0.1
 _INTERRUPTED = 130
@@ -64,7 +64,7 @@ def shares(engine: str, seconds: float) -> list[tuple[str, float]]:
     if engine != "auto":
         return [(engine, seconds)]
     first = "atheris" if atheris_installed() else "mutate"
-    return [(first, seconds * (1 - _HYPOTHESIS_SHARE)), ("hypothesis", seconds * _HYPOTHESIS_SHARE)]
+    return [("hypothesis", seconds * _HYPOTHESIS_SHARE), (first, seconds * (1 - _HYPOTHESIS_SHARE))]  # libFuzzer does not return
 
 
 def run(options: argparse.Namespace, console: Console, tallies: list[Tally]) -> bool:
@@ -93,12 +93,8 @@ def _one(options: argparse.Namespace, tallies: list[Tally], seed: int, tell: Cal
         tally.seconds = time.monotonic() - began_s
         tell()
 
-    for engine, seconds in shares(options.engine, options.seconds / len(options.target or TARGETS)):
-        fuzz(tally, engine, seconds, seed, folder, timed)
+    fuzz(tally, shares(options.engine, options.seconds / len(options.target or TARGETS)), seed, folder, timed)
     timed()
-    kept = minimise(tally.name, folder, lambda: None)
-    tally.corpus, tally.lines = kept.corpus, max(tally.lines, kept.lines)
-    tally.findings += [found for found in kept.findings if found[0] not in [known for known, _ in tally.findings]]
 
 
 def _show(progress: Progress, bar: TaskID, tallies: Sequence[Tally]) -> None:

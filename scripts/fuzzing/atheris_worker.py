@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import atheris
 
-with atheris.instrument_imports(include=["protocols", "peers"]):
+with atheris.instrument_imports(include=["protocols", "peers", "hivemind.utils.multiaddr"]):
     from scripts.fuzzing.worker import main
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def hypothesis(session: Session, seed: int, dictionary: Sequence[bytes], scratch
 
 
 def atheris(session: Session, seed: int, dictionary: Sequence[bytes], scratch: Path) -> None:
-    """libFuzzer. Keeps what it finds in `scratch`. Does not return: it ends the process."""
+    """LibFuzzer. Keeps what it finds in `scratch`. Does not return: it ends the process."""
     import atheris as fuzzer
 
     for number, data in enumerate(session.pool):

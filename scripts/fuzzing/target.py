@@ -120,7 +120,7 @@ def read_once(target: Target, data: bytes) -> Seen:
         return Seen(refusal=f"{type(error).__name__}: {error}")
     except MemoryError:
         raise
-    except BaseException as error:  # noqa: BLE001  # whatever it is, it is a finding; some libraries panic with a BaseException
+    except BaseException as error:  # whatever it is, it is a finding; some libraries panic with a BaseException
         if isinstance(error, Hang | KeyboardInterrupt | SystemExit):
             raise
         return Seen(finding=fault("crash", error))

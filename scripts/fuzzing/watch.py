@@ -28,6 +28,9 @@ START_S = 120.0
 
 _POLL_S = 0.1
 _MAX_RESTARTS = 5
+Engines = Sequence[tuple[str, float]]
+"""Which, and for how many seconds."""
+
 _NAMES = {"crash": "crashes", "unstable": "crashes", "round-trip": "crashes", "hang": "hangs", "memory": "over_memory"}
 
 
@@ -39,6 +42,7 @@ class Tally:
         name: of the target.
         findings: each with an input that shows it.
         new: inputs that reached something new.
+        keep: the shortest of all inputs that reach what they reach, once a worker has come to its end.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Tally:
     corpus: int = 0
     findings: list[tuple[Finding, bytes]] = field(default_factory=list)
     new: list[bytes] = field(default_factory=list)
+    keep: list[bytes] | None = None
 
     def count(self, word: str) -> int:
         """Findings of that sort: "crashes", "hangs" or "over_memory"."""
@@ -67,28 +72,24 @@ class Worker:
 
     Args:
         tally: where to note what it says.
-        engine: see `engines.DRIVERS`, or "replay".
-        seconds, seed: see `worker.py`.
+        engines, seed: see `worker.py`; without engines it only looks which inputs are needed.
         folders: inputs to begin with.
         command: what to start instead of the real worker; for tests.
     """
 
-    def __init__(
-        self, tally: Tally, engine: str, seconds: float, seed: int, folders: Sequence[Path], command: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, tally: Tally, engines: Engines, seed: int, folders: Sequence[Path], command: Sequence[str] | None = None) -> None:
         self._tally = tally
-        self._seconds = seconds
+        self._seconds = sum(seconds for _, seconds in engines)
         self._scratch = tempfile.TemporaryDirectory(prefix="fuzz-")
         self.box = Path(self._scratch.name) / "box"
         self.box.touch()
         self.units = Path(self._scratch.name) / "units"
         self.units.mkdir()
-        module = "scripts.fuzzing.atheris_worker" if engine == "atheris" else "scripts.fuzzing.worker"
+        module = "scripts.fuzzing.atheris_worker" if _libfuzzer(engines) else "scripts.fuzzing.worker"
+        asked = [part for name, seconds in engines for part in ("--engine", f"{name}:{seconds:.1f}")]
         places = [part for folder in folders for part in ("--corpus", str(folder))]
-        self._command = command or [
-            sys.executable, "-m", module, tally.name, "--engine", engine, "--seconds", f"{seconds:.1f}", "--seed", str(seed),
-            "--box", str(self.box), "--scratch", str(self.units), *places,
-        ]  # fmt: skip
+        self._command = command or [sys.executable, "-m", module, tally.name, "--seed", str(seed), *asked, *places]
+        self._command += ["--box", str(self.box), "--scratch", str(self.units)] if command is None else []
         self._before = tally.executions
         self._said: Queue[dict[str, Any] | None] = Queue()
 
@@ -166,6 +167,10 @@ class Worker:
         tally = self._tally
         if "new" in words:
             tally.new.append(base64.b64decode(words["new"]))
+        if "keep" in words:
+            tally.keep = [*(tally.keep or []), base64.b64decode(words["keep"])]
+        if "done" in words:
+            tally.keep = tally.keep or []
         if "finding" in words:
             found = Finding(**words["finding"])
             if all((found.kind, found.place) != (known.kind, known.place) or not found.place for known, _ in tally.findings):
@@ -178,35 +183,46 @@ def _how(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def fuzz(tally: Tally, engine: str, seconds: float, seed: int, folder: Path, tell: Callable[[], None]) -> None:
-    """Fuzz one target, again from where it was if a worker dies. What reached something new is in the corpus afterwards, come what may."""
-    ends_s = time.monotonic() + seconds
+def _libfuzzer(engines: Engines) -> bool:
+    return any(name == "atheris" for name, _ in engines)
+
+
+def fuzz(tally: Tally, engines: Engines, seed: int, folder: Path, tell: Callable[[], None]) -> None:
+    """Fuzz one target, again from where it was if a worker dies.
+
+    What reached something new is in the corpus afterwards, come what may; and no more than is needed, if a worker came to its end.
+    """
+    began_s = time.monotonic()
+    most_s = sum(seconds for _, seconds in engines)
     try:
         for attempt in range(_MAX_RESTARTS):
-            left_s = ends_s - time.monotonic()
-            if left_s <= 0:
-                return
-            worker = Worker(tally, engine, left_s, seed + attempt, [folder])
-            try:
-                worker.run(tell)
-            finally:
-                if engine == "atheris":
-                    tally.new += corpus.read(worker.units)
-                worker.close()
+            left = 1 - (time.monotonic() - began_s) / most_s
+            if left <= 0:
+                break
+            whole = _work(tally, [(name, seconds * left) for name, seconds in engines], seed + attempt, folder, tell)
+            _keep_new(tally, folder)
+            if whole:
+                break
+        if tally.keep is None:
+            _work(tally, [], seed, folder, tell)
     finally:
-        for data in tally.new:
-            if len(data) <= corpus.MAX_FILE_BYTES:
-                corpus.keep(folder, data)
-        tally.new = []
+        _keep_new(tally, folder)
+    if tally.keep is not None:
+        tally.corpus = corpus.replace(folder, tally.keep)
 
 
-def minimise(name: str, folder: Path, tell: Callable[[], None]) -> Tally:
-    """Keep only inputs that reach what no shorter one reaches."""
-    tally = Tally(name)
-    worker = Worker(tally, "replay", 0.0, 0, [folder])
+def _work(tally: Tally, engines: Engines, seed: int, folder: Path, tell: Callable[[], None]) -> bool:
+    worker = Worker(tally, engines, seed, [folder])
     try:
-        if worker.run(tell):
-            tally.corpus = corpus.replace(folder, tally.new)
+        return worker.run(tell)
     finally:
+        if _libfuzzer(engines):
+            tally.new += corpus.read(worker.units)
         worker.close()
-    return tally
+
+
+def _keep_new(tally: Tally, folder: Path) -> None:
+    for data in tally.new:
+        if len(data) <= corpus.MAX_FILE_BYTES:
+            corpus.keep(folder, data)
+    tally.new = []

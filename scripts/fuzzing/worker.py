@@ -1,10 +1,13 @@
 """One target in a process of its own: tries inputs, and says what it finds as lines of JSON.
 
-    python -m scripts.fuzzing.worker TARGET --engine mutate --seconds 60 --seed 1 --box FILE --corpus FOLDER
+    python -m scripts.fuzzing.worker TARGET --engine hypothesis:6 --engine mutate:54 --seed 1 --box FILE --corpus FOLDER
 
-Lines: {"start"}, {"new": input}, {"finding", "input"}, {"count"} and, at the end, {"done", "lines"}. Inputs are in base64. Every input is
-first written to the box, so that whoever watches can name it if this process dies or never comes back. The processor time of one input is
-bounded by a timer, the memory of the process by the kernel, and what an input makes Python allocate is measured if it reached something new.
+Each engine has its seconds. Lines: {"new": input}, {"finding", "input"}, {"count", "lines"}, and at the end {"keep": input} for each input
+of the corpus that reaches what no shorter one reaches, and {"done"}. Inputs are in base64.
+
+Every input is first written to the box, so that whoever watches can name it if this process dies or never comes back. The processor time of
+one input is bounded by a timer, the memory of the process by the kernel, and what an input makes Python allocate is measured if it reached
+something new.
 """
 
 from __future__ import annotations
@@ -65,20 +68,19 @@ class Session:
 
     Args:
         target: what is tried.
-        seconds: for how long.
         box: see `Box`.
         traced: whether to watch coverage ourselves; atheris has its own.
     """
 
-    def __init__(self, target: Target, seconds: float, box: Box, *, traced: bool = True) -> None:
+    def __init__(self, target: Target, box: Box, *, traced: bool = True) -> None:
         self.target = target
-        self.seconds = seconds
+        self.seconds = 0.0
         self.pool: list[bytes] = []
         self.coverage = Coverage()
         self.executions = 0
         self._box = box
         self._traced = traced
-        self._ends_s = time.monotonic() + seconds
+        self._ends_s = 0.0
         self._say_at_s = 0.0
         self._peak_kib = _peak_kib()
         self._told: set[Finding] = set()
@@ -88,6 +90,19 @@ class Session:
     def over(self) -> bool:
         """See `engines.Session`."""
         return time.monotonic() >= self._ends_s
+
+    def begin(self, seconds: float) -> None:
+        """From now on there are so many seconds."""
+        self.seconds, self._ends_s = seconds, time.monotonic() + seconds
+
+    def shortest(self) -> list[bytes]:
+        """Inputs, beside the seeds, that reach what no shorter one reaches."""
+        self.coverage, kept = Coverage(), []
+        for data in sorted(self._seeds, key=len) + sorted({*self.pool} - self._seeds, key=lambda data: (len(data), data)):
+            seen = self._guarded(data)
+            if seen.finding is None and self.coverage.is_news(seen.refusal) and data not in self._seeds:
+                kept.append(data)
+        return kept
 
     def run(self, data: bytes) -> None:
         """See `engines.Session`."""
@@ -178,8 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target")
-    parser.add_argument("--engine", choices=[*DRIVERS, "replay"], required=True)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--engine", type=_engine, action="append", default=[], metavar="NAME:SECONDS")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--box", required=True)
     parser.add_argument("--corpus", type=Path, action="append", default=[], help="folder of inputs to begin with")
@@ -194,14 +208,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for data in known:
         read_once(target, data)  # what is imported or cached the first time is no input's fault
     bound_memory()
-    session = Session(target, options.seconds, Box(options.box, target.input_bytes), traced=options.engine != "atheris")
-    say(start=target.name, seeds=len(known))
+    libfuzzer = any(name == "atheris" for name, _ in options.engine)
+    session = Session(target, Box(options.box, target.input_bytes), traced=not libfuzzer)
     for data in known:
         session.run(data)
     session.pool = list(dict.fromkeys([*session.pool, *known]))
-    if options.engine != "replay":
-        DRIVERS[options.engine](session, options.seed, others, options.scratch)
+    for name, seconds in options.engine:
+        session.begin(seconds)
+        DRIVERS[name](session, options.seed, others, options.scratch)
+    for data in session.shortest():
+        say(keep=_text(data))
     say(done=session.executions, lines=len(session.coverage.lines))
+
+
+def _engine(text: str) -> tuple[str, float]:
+    name, _, seconds = text.partition(":")
+    if name not in DRIVERS:
+        raise argparse.ArgumentTypeError(f"no engine is called {name}")
+    return name, float(seconds)
 
 
 if __name__ == "__main__":

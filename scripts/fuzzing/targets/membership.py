@@ -6,12 +6,12 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from protocols.admission import Admitted, AdmissionDesk, AdmissionRequest, Refusal, make_request
+from protocols.admission import AdmissionDesk, AdmissionRequest, Admitted, Refusal, make_request
 from protocols.canonical import pack_fields
 from protocols.certificate import MemberKey, binding_holds, membership_checker, read_leaf, read_membership, verify_delegate, verify_run_ca
 from protocols.certificate_chain import CertificateChain
-from protocols.errors import InviteError, LocalProtocolError, RemoteProtocolError
-from protocols.ids import Epoch, PeerId, SwarmTime
+from protocols.errors import InviteError, LocalProtocolError
+from protocols.ids import Epoch, SwarmTime
 from protocols.invite import TOKEN_BYTES, Invite, invite_link, open_invite, read_invite, seal_invite
 from protocols.record_keeping import RecordReader, seal_presence, seal_progress
 from protocols.records import Presence, Progress

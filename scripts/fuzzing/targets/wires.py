@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from peers.interfaces import Traffic
 from peers.libp2p_wire import encode_reply, encode_request, read_reply, read_request
 from peers.probe.report import Check, ProbeReport
 from peers.probe.wire import bytes_field, ping_time, read_fields, unary_reply
@@ -25,10 +26,9 @@ from peers.transport.links_serving import LinkServer, ServedLink
 from peers.transport.links_wire import HEADER, OVERHEAD_BYTES, LinkReply, RecordKey, RecordKind, decode_request
 from peers.transport.links_wire import encode_request as encode_link_request
 from peers.transport.pipe import Pipe
-from peers.interfaces import Traffic
 from protocols.errors import LocalProtocolError, RemoteError, RemoteProtocolError, RemoteRefusal
 from protocols.ids import BytesLike
-from scripts.fuzzing.formats import BYTES, FIELDS, PROTOBUF, JSON
+from scripts.fuzzing.formats import BYTES, FIELDS, JSON, PROTOBUF
 from scripts.fuzzing.target import SENDER, Target, message
 from scripts.fuzzing.world import listed, unlisted
 
@@ -186,7 +186,13 @@ class _Busy:
 class _Link(ServedLink):
     """Its timers are nobody's business."""
 
-    failed: RemoteError | None = None
+    def __init__(self) -> None:
+        super().__init__(_Server(), Buffers())
+        self.failed: RemoteError | None = None
+        self._peer = SENDER
+        self.connection_made(_NoTransport())
+        self.secure(b"k" * 16, b"o" * 16)
+        self.expect_greeting(HEADER.size)
 
     def lost(self, error: RemoteError) -> None:
         self.failed = error
@@ -201,11 +207,7 @@ class _Link(ServedLink):
 
 def _linked(data: bytes) -> str:
     """Records, each sealed with the right key: kind, value and payload are the other end's. The last item is not sealed at all."""
-    link = _Link(_Server(), Buffers())
-    link.connection_made(_NoTransport())
-    link._peer, link._in_header = SENDER, True
-    link.secure(b"k" * 16, b"o" * 16)
-    link.expect_greeting(HEADER.size)
+    link = _Link()
     key, items = RecordKey(b"o" * 16), unlisted(data)
     for item in items[:-1]:
         kind, value, payload = int.from_bytes(item[:1], "big"), int.from_bytes(item[1:5], "little"), item[5:]
