@@ -30,6 +30,7 @@ PREFIX = "/swarm/1/"
 """Of the names of all our libp2p protocols."""
 
 CONTROL_TIMEOUT_S = 10.0
+_MAX_PEER_BYTES = 64
 _P2P_CODE = b"\xa5\x03"  # multicodec 421 as a varint
 
 Reader = asyncio.StreamReader
@@ -153,6 +154,8 @@ def decode_stream_info(message: bytes) -> tuple[PeerId, str]:
         info = pb.StreamInfo.FromString(message)
     except DecodeError as error:
         raise ValueError(f"not a message of the daemon: {error}") from error
+    if len(info.peer) > _MAX_PEER_BYTES:  # writing base58 takes time with the square of the length
+        raise ValueError(f"a peer id of {len(info.peer)} bytes")
     return PeerId.parse(base58.b58encode(info.peer).decode()), info.proto.removeprefix(PREFIX)
 
 

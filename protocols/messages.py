@@ -68,9 +68,9 @@ def require_hashes(hashes: Sequence[bytes], sender: PeerId | None, *, may_be_mis
     Raises:
         RemoteProtocolError: one has another length than 32 (or 0, where missing blocks are allowed).
     """
+    require(len(hashes) <= MAX_BLOCKS, sender, f"{len(hashes)} block hashes are too many")
     for value in hashes:
         require(len(value) == HASH_BYTES or (may_be_missing and not value), sender, f"a block hash has {len(value)} bytes")
-    require(len(hashes) <= MAX_BLOCKS, sender, f"{len(hashes)} block hashes are too many")
     return tuple(hashes)
 
 
@@ -273,6 +273,9 @@ def plan_from_message(m: pb.Plan, members: tuple[SealedJoin, ...], sender: PeerI
     num_blocks = -(-m.size_elems // m.block_elems)
     require(num_blocks <= MAX_BLOCKS, sender, f"a plan of {num_blocks} blocks")
     require(len(m.block_hashes) == len(m.fetch), sender, "a plan whose fetch list and hashes differ in length")
+    # Counted before anything is looked at one by one: a message of 2 MiB has room for a million empty tasks, which would take seconds.
+    require(len(m.reduce) + len(m.fetch) <= num_blocks, sender, "a plan that assigns a block twice")
+    require(len(m.absent) <= len(members), sender, "a plan that excludes more members than it has")
     tasks = [*m.reduce, *m.fetch]
     inside = all(t.block < num_blocks and t.member < len(members) for t in tasks)
     require(inside, sender, "a plan that names a block or member beyond its own")

@@ -109,7 +109,7 @@ class Mutator:
             return [*parts, parts[at]]
         if draw < 0.16:
             size = max(len(head) + len(body) + 1, 1)
-            return parts + [parts[at]] * min(chance.choice((2, 17, 65, 300, 5000, 70000)), self._most_bytes // size)
+            return parts + [parts[at]] * min(chance.choice((2, 17, 65, 300, 5000, 10**7)), self._most_bytes // size)
         if draw < 0.20:
             other = chance.randrange(len(parts))
             parts[at], parts[other] = parts[other], parts[at]
@@ -192,7 +192,7 @@ class Mutator:
     def _repeat(self, data: bytes) -> bytes:
         start, stop = self._cut(data)
         piece = data[start:stop] or b"\x00"
-        times = min(self._chance.choice((2, 8, 64, 1000, 100_000)), max(1, self._most_bytes // len(piece)))
+        times = min(self._chance.choice((2, 8, 64, 1000, 10**7)), max(1, self._most_bytes // len(piece)))
         return data[:start] + piece * times + data[stop:]
 
     def _number(self, data: bytes) -> bytes:

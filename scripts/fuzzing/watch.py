@@ -99,16 +99,16 @@ class Worker:
         A keyboard interrupt ends it.
         """
         with tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(self._command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True)
-            listener = threading.Thread(target=self._listen, args=(process,), daemon=True)
-            listener.start()
-            try:
-                stuck = self._watch(process, tell)
-            finally:
-                process.kill() if process.poll() is None else None
-                process.wait()
-                listener.join()
-                self._take_all()
+            with subprocess.Popen(self._command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+                listener = threading.Thread(target=self._listen, args=(process,), daemon=True)
+                listener.start()
+                try:
+                    stuck = self._watch(process, tell)
+                finally:
+                    process.kill()  # does nothing if it has ended
+                    process.wait()
+                    listener.join()
+                    self._take_all()
             errors.seek(0)
             complaint = errors.read()[-2000:].decode(errors="replace")
         if stuck:

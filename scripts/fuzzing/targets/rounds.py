@@ -25,6 +25,9 @@ from scripts.fuzzing.formats import BYTES, FIELDS, PROTOBUF
 from scripts.fuzzing.target import SENDER, Target, message
 from scripts.fuzzing.world import listed, unlisted
 
+_LARGE = 2**19
+"""Of messages that are large by nature: long enough for what grows too fast to be noticed."""
+
 _STATE, _DIGEST, _SIZE_ELEMS = b"s" * 32, b"d" * 32, 200
 _NOTARIES = tuple(KeyNotary(make_key(number)) for number in range(3))
 _COMMIT = Commit(_DIGEST, Epoch(5), (b"a" * 32, b"b" * 32, b"c" * 32, b"e" * 32), 12.5, _STATE)
@@ -146,15 +149,24 @@ _JOINS = (
 ROUNDS: tuple[Target, ...] = (
     message("join", *_JOINS),
     message("closing", Closing(Epoch(5)), Closing(Epoch(5), 2, stand_in=True, failures=3)),
-    message("report", Report(_DIGEST, (b"", b"h" * 32, b"g" * 32)), memory_factor=48),
-    message("blocks-request", BlocksRequest(_DIGEST, (BlockIndex(0), BlockIndex(3), BlockIndex(2**20))), memory_factor=64),
+    message("report", Report(_DIGEST, (b"", b"h" * 32, b"g" * 32)), memory_factor=48, input_bytes=_LARGE),
+    message(
+        "blocks-request", BlocksRequest(_DIGEST, (BlockIndex(0), BlockIndex(3), BlockIndex(2**20))), memory_factor=64, input_bytes=_LARGE
+    ),
     message("manifest-request", ManifestRequest(), ManifestRequest(_STATE), form=BYTES, canonical=True),
     message("pieces-request", PiecesRequest(_STATE, (0, 1, 2**32 - 1)), form=BYTES, canonical=True),
     message("piece-chunk", PieceChunk(3, 64, b"some bytes"), form=BYTES, canonical=True),
-    Target("manifest", lambda data: Manifest.decode(data, SENDER), _states, encode=lambda value: value.encoded, canonical=True),
+    Target(
+        "manifest",
+        lambda data: Manifest.decode(data, SENDER),
+        _states,
+        encode=lambda value: value.encoded,
+        canonical=True,
+        input_bytes=_LARGE,
+    ),
     Target("sealed-join", _sealed_payload, lambda: [join.encode() for join in _JOINS], form=PROTOBUF),
     Target("signed-join", lambda data: open_join(_context(), data), lambda: [member.sealed for member in _plan().members]),
-    Target("plan", _read_plan, lambda: [_plan().encode()], encode=Plan.encode, form=PROTOBUF),
+    Target("plan", _read_plan, lambda: [_plan().encode()], encode=Plan.encode, form=PROTOBUF, input_bytes=_LARGE),
     Target(
         "join-reply",
         _read_reply,
@@ -162,8 +174,9 @@ ROUNDS: tuple[Target, ...] = (
         (RemoteProtocolError, RemoteRefusal),
         _write_reply,
         form=PROTOBUF,
+        input_bytes=_LARGE,
     ),
-    Target("verdict", _read_verdict, _verdict_seeds, form=PROTOBUF),
+    Target("verdict", _read_verdict, _verdict_seeds, form=PROTOBUF, input_bytes=_LARGE),
     Target("frames-parts", _read_frames(FrameKind.PART), lambda: _frames(FrameKind.PART, 0), form=FIELDS),
     Target("frames-results", _read_frames(FrameKind.RESULT), lambda: _frames(FrameKind.RESULT, 5), form=FIELDS),
     *(_codec_target(name) for name in CODEC_NAMES),
