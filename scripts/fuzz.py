@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -77,8 +78,10 @@ def run(options: argparse.Namespace, console: Console, tallies: list[Tally]) -> 
             bar = progress.add_task("fuzzing", total=options.seconds, figures="")
             for name in names:
                 tallies.append(Tally(name))
-                _one(options, tallies, seed, lambda: _show(progress, bar, tallies))
-                _report(console, options.findings, tallies[-1])
+                try:
+                    _one(options, tallies, seed, lambda: _show(progress, bar, tallies))
+                finally:
+                    _report(console, options.findings, tallies[-1])
     except KeyboardInterrupt:
         console.print("interrupted: what was found so far is kept")
         return False
@@ -144,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.replay:
         return replay(options.replay, (options.target or [options.replay.parent.name])[0], console)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     tallies: list[Tally] = []
     whole = run(options, console, tallies)
     console.print(_table(tallies))

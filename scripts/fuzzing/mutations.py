@@ -6,7 +6,7 @@ import json
 import random
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from scripts.fuzzing.formats import DER, JSON, Format, Part, varint
 
@@ -196,20 +196,23 @@ class Mutator:
         return data[:start] + piece * times + data[stop:]
 
     def _number(self, data: bytes) -> bytes:
-        size = self._chance.choice((1, 2, 4, 8))
-        number = self._chance.choice(_NUMBERS + _LARGE) & (256**size - 1)
+        size, order = self._chance.choice((1, 2, 4, 8)), self._order()
+        number = self._chance.choice(_NUMBERS + _LARGE) & ((1 << 8 * size) - 1)
         at = self._chance.randint(0, max(0, len(data) - size))
-        return data[:at] + number.to_bytes(size, self._chance.choice(("little", "big"))) + data[at + size :]
+        return data[:at] + number.to_bytes(size, order) + data[at + size :]
+
+    def _order(self) -> Literal["little", "big"]:
+        return "little" if self._chance.random() < 0.5 else "big"
 
     def _length(self, data: bytes) -> bytes:
         """Find what looks like a length, and make it wrong."""
-        size, order = self._chance.choice((1, 2, 4)), self._chance.choice(("little", "big"))
+        size, order = self._chance.choice((1, 2, 4)), self._order()
         places = [at for at in range(min(len(data), 256)) if 0 < int.from_bytes(data[at : at + size], order) <= len(data) - at]
         if not places:
             return self._number(data)
         at = self._chance.choice(places)
         length = int.from_bytes(data[at : at + size], order) + self._chance.choice((-1, 1, 1, 2, len(data), 2**31))
-        return data[:at] + (length & (256**size - 1)).to_bytes(size, order) + data[at + size :]
+        return data[:at] + (length & ((1 << 8 * size) - 1)).to_bytes(size, order) + data[at + size :]
 
     def _varint(self, data: bytes) -> bytes:
         """A varint that is too long, or a large one where a small one was."""

@@ -114,9 +114,10 @@ class Seen:
 
 def read_once(target: Target, data: bytes) -> Seen:
     """Read, and sort what happens. `Hang` and MemoryError pass through."""
+    refusals: tuple[type[Exception], ...] = (*target.refusals, NotAnInput)
     try:
         return Seen(value=target.decode(data))
-    except (*target.refusals, NotAnInput) as error:
+    except refusals as error:
         return Seen(refusal=f"{type(error).__name__}: {error}")
     except MemoryError:
         raise

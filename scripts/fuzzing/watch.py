@@ -88,8 +88,8 @@ class Worker:
         module = "scripts.fuzzing.atheris_worker" if _libfuzzer(engines) else "scripts.fuzzing.worker"
         asked = [part for name, seconds in engines for part in ("--engine", f"{name}:{seconds:.1f}")]
         places = [part for folder in folders for part in ("--corpus", str(folder))]
-        self._command = command or [sys.executable, "-m", module, tally.name, "--seed", str(seed), *asked, *places]
-        self._command += ["--box", str(self.box), "--scratch", str(self.units)] if command is None else []
+        own = ["--box", str(self.box), "--scratch", str(self.units)]
+        self._command = list(command or [sys.executable, "-m", module, tally.name, "--seed", str(seed), *asked, *places, *own])
         self._before = tally.executions
         self._said: Queue[dict[str, Any] | None] = Queue()
 
@@ -207,6 +207,7 @@ def fuzz(tally: Tally, engines: Engines, seed: int, folder: Path, tell: Callable
             _work(tally, [], seed, folder, tell)
     finally:
         _keep_new(tally, folder)
+        tally.corpus = len(corpus.read(folder))
     if tally.keep is not None:
         tally.corpus = corpus.replace(folder, tally.keep)
 

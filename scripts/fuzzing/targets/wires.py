@@ -134,7 +134,7 @@ class _NoSocket:
 
 def _arrive(protocol: asyncio.BufferedProtocol, data: bytes, most: int) -> None:
     while data:
-        room = protocol.get_buffer(-1)
+        room = memoryview(protocol.get_buffer(-1))
         if not len(room):
             raise RuntimeError("no room for what comes")
         taken = min(len(room), len(data), most)
