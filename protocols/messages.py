@@ -273,9 +273,10 @@ def plan_from_message(m: pb.Plan, members: tuple[SealedJoin, ...], sender: PeerI
     num_blocks = -(-m.size_elems // m.block_elems)
     require(num_blocks <= MAX_BLOCKS, sender, f"a plan of {num_blocks} blocks")
     require(len(m.block_hashes) == len(m.fetch), sender, "a plan whose fetch list and hashes differ in length")
-    # Counted before anything is looked at one by one: a message of 2 MiB has room for a million empty tasks, which would take seconds.
-    require(len(m.reduce) + len(m.fetch) <= num_blocks, sender, "a plan that assigns a block twice")
-    require(len(m.absent) <= len(members), sender, "a plan that excludes more members than it has")
+    fits = len(m.reduce) + len(m.fetch) <= num_blocks and len(m.absent) <= len(members)
+    require(
+        fits, sender, "a plan of more tasks or absences than there can be"
+    )  # counted before it is read: 2 MiB hold a million tasks, which take seconds
     tasks = [*m.reduce, *m.fetch]
     inside = all(t.block < num_blocks and t.member < len(members) for t in tasks)
     require(inside, sender, "a plan that names a block or member beyond its own")
@@ -354,8 +355,7 @@ class Commit:
         """Read and check."""
         require(len(m.first_plan_digest) == HASH_BYTES, sender, "a commit whose plan digest is not 32 bytes")
         require(len(m.state_hash) == HASH_BYTES, sender, "a commit whose state hash is not 32 bytes")
-        absurd = not math.isfinite(m.weight) or not 0 < m.weight <= MAX_CARRIED_WEIGHT * MAX_MEMBERS
-        require(not absurd, sender, f"an absurd weight in its commit: {m.weight}")
+        require(0 < m.weight <= MAX_CARRIED_WEIGHT * MAX_MEMBERS, sender, f"an absurd weight in its commit: {m.weight}")
         require(m.round_index < MAX_ROUNDS, sender, f"an absurd round in its commit: {m.round_index}")
         hashes = require_hashes(m.block_hashes, sender, may_be_missing=False)
         return cls(m.first_plan_digest, Epoch(m.epoch), hashes, m.weight, m.state_hash, m.round_index)
