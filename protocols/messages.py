@@ -274,8 +274,7 @@ def plan_from_message(m: pb.Plan, members: tuple[SealedJoin, ...], sender: PeerI
     require(num_blocks <= MAX_BLOCKS, sender, f"a plan of {num_blocks} blocks")
     require(len(m.block_hashes) == len(m.fetch), sender, "a plan whose fetch list and hashes differ in length")
     # Counted before they are read: 2 MiB hold a million tasks.
-    fits = len(m.reduce) + len(m.fetch) <= num_blocks and len(m.absent) <= len(members)
-    require(fits, sender, "a plan of more tasks or absences than there can be")
+    require(len(m.reduce) + len(m.fetch) <= num_blocks and len(m.absent) <= len(members), sender, "a plan of too many tasks or absences")
     tasks = [*m.reduce, *m.fetch]
     inside = all(t.block < num_blocks and t.member < len(members) for t in tasks)
     require(inside, sender, "a plan that names a block or member beyond its own")
@@ -375,9 +374,8 @@ class BlocksRequest:
     def decode(cls, data: bytes, sender: PeerId) -> BlocksRequest:
         """Read and check."""
         m = parse(pb.BlocksRequest, data, sender)
-        require(
-            len(set(m.blocks[: MAX_BLOCKS + 1])) == len(m.blocks) <= MAX_BLOCKS, sender, "too many blocks, or one twice, in its request"
-        )
+        once = len(m.blocks) <= MAX_BLOCKS and len(set(m.blocks)) == len(m.blocks)
+        require(once, sender, "too many blocks, or one twice, in its request")
         require(len(m.first_plan_digest) == HASH_BYTES, sender, "a request for blocks whose plan digest is not 32 bytes")
         return cls(m.first_plan_digest, tuple(BlockIndex(b) for b in m.blocks))
 
