@@ -93,7 +93,7 @@ class Finding:
     Args:
         kind: "crash", "unstable", "round-trip", "hang" or "memory".
         summary: one line.
-        place: where it happened, as "file:line"; findings of one kind and place are taken for one.
+        place: where it happened, as "file:line"; findings of one kind and place, or of one summary without a place, are taken for one.
         trace: for people.
     """
 
@@ -134,7 +134,7 @@ def check(target: Target, data: bytes) -> Seen:
         return seen
     again = read_once(target, data)
     if (again.value, again.refusal) != (seen.value, seen.refusal):
-        return Seen(finding=Finding("unstable", f"the second time it says {again.refusal or again.value!r}"[:300]))
+        return Seen(finding=Finding("unstable", "it reads differently the second time", trace=f"{seen}\n{again}"[:4000]))
     if seen.refusal is not None or target.encode is None:
         return seen
     try:
@@ -143,7 +143,7 @@ def check(target: Target, data: bytes) -> Seen:
         return Seen(finding=fault("round-trip", error))
     back = read_once(target, encoded)
     if back.finding is not None or back.refusal is not None or back.value != seen.value:
-        return Seen(finding=Finding("round-trip", f"encoded and read again it is {back.finding or back.refusal or back.value!r}"[:300]))
+        return Seen(finding=Finding("round-trip", "encoded and read again it is another", trace=f"{seen}\n{encoded!r}\n{back}"[:4000]))
     if target.canonical and encoded != data:
         return Seen(finding=Finding("round-trip", "a second encoding of one value is accepted"))
     return seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -173,10 +174,15 @@ class Worker:
             tally.keep = tally.keep or []
         if "finding" in words:
             found = Finding(**words["finding"])
-            if all((found.kind, found.place) != (known.kind, known.place) or not found.place for known, _ in tally.findings):
+            if all(_cause(found) != _cause(known) for known, _ in tally.findings):
                 tally.findings.append((found, base64.b64decode(words["input"])))
         tally.executions = self._before + int(words.get("count", words.get("done", tally.executions - self._before)))
         tally.lines = max(tally.lines, int(words.get("lines", 0)))
+
+
+def _cause(finding: Finding) -> tuple[str, str]:
+    """The same for findings that are one."""
+    return finding.kind, finding.place or re.sub(r"\d+", "#", finding.summary)
 
 
 def _how(code: int) -> str:

@@ -23,6 +23,7 @@ from peers.transport.libp2p_frames import (
 from peers.transport.links_buffers import Buffers
 from peers.transport.links_ends import decode_end, decode_open, encode_end, encode_open
 from peers.transport.links_serving import LinkServer, ServedLink
+from peers.transport.links_socket import RecordSocket
 from peers.transport.links_wire import HEADER, OVERHEAD_BYTES, LinkReply, RecordKey, RecordKind, decode_request
 from peers.transport.links_wire import encode_request as encode_link_request
 from peers.transport.pipe import Pipe
@@ -132,8 +133,8 @@ class _NoSocket:
         pass
 
 
-def _arrive(protocol: asyncio.BufferedProtocol, data: bytes, most: int) -> None:
-    while data:
+def _arrive(protocol: Pipe | RecordSocket, data: bytes, most: int) -> None:
+    while data and (not isinstance(protocol, RecordSocket) or protocol.alive):
         room = memoryview(protocol.get_buffer(-1))
         if not len(room):
             raise RuntimeError("no room for what comes")
