@@ -15,7 +15,7 @@ _PACKAGES = ("protocols", "peers")
 _BORROWED = "hivemind/utils/multiaddr"
 """Somebody else's, in Python, that reads what strangers announce."""
 
-_VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|[0-9a-fA-F.]{3,}|-?\d+(\.\d+)?(e[+-]?\d+)?|\b(inf|nan)\b")
+_VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|0x[0-9a-f]+|[0-9a-fA-F.]{3,}|-?\d+(\.\d+)?(e[+-]?\d+)?|\b(inf|nan)\b")
 _MAX_SENTENCES = 200
 
 
