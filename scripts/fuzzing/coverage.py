@@ -16,7 +16,8 @@ _BORROWED = "hivemind/utils/multiaddr"
 """Somebody else's, in Python, that reads what strangers announce."""
 
 _VARIABLE = re.compile(r"'[^']*'|\"[^\"]*\"|0x[0-9a-f]+|[0-9a-fA-F.]{3,}|-?\d+(\.\d+)?(e[+-]?\d+)?|\b(inf|nan)\b")
-_MAX_SENTENCES = 200
+_MAX_SENTENCES = 32
+"""A few targets repeat in their refusals what others say."""
 
 
 class Coverage:
@@ -44,7 +45,7 @@ class Coverage:
         """Whether the last run reached something new, which counts as known from now on."""
         fresh = not self._hits <= self.lines
         self.lines |= self._hits
-        sentence = _VARIABLE.sub("#", refusal)[:120] if refusal else ""
+        sentence = _VARIABLE.sub("#", refusal)[:60] if refusal else ""
         if sentence not in self.sentences and len(self.sentences) < _MAX_SENTENCES:
             self.sentences.add(sentence)
             return True
