@@ -69,9 +69,9 @@ def require_hashes(hashes: Sequence[bytes], sender: PeerId | None, *, may_be_mis
     Raises:
         RemoteProtocolError: one has another length than 32 (or 0, where missing blocks are allowed).
     """
+    require(len(hashes) <= MAX_BLOCKS, sender, f"{len(hashes)} block hashes are too many")
     for value in hashes:
         require(len(value) == HASH_BYTES or (may_be_missing and not value), sender, f"a block hash has {len(value)} bytes")
-    require(len(hashes) <= MAX_BLOCKS, sender, f"{len(hashes)} block hashes are too many")
     return tuple(hashes)
 
 
@@ -290,6 +290,8 @@ def plan_from_message(m: pb.Plan, members: tuple[SealedJoin, ...], sender: PeerI
     num_blocks = -(-m.size_elems // m.block_elems)
     require(num_blocks <= MAX_BLOCKS, sender, f"a plan of {num_blocks} blocks")
     require(len(m.block_hashes) == len(m.fetch), sender, "a plan whose fetch list and hashes differ in length")
+    # Counted before they are read: 2 MiB hold a million tasks.
+    require(len(m.reduce) + len(m.fetch) <= num_blocks and len(m.absent) <= len(members), sender, "a plan of too many tasks or absences")
     tasks = [*m.reduce, *m.fetch]
     inside = all(t.block < num_blocks and t.member < len(members) for t in tasks)
     require(inside, sender, "a plan that names a block or member beyond its own")
@@ -377,8 +379,7 @@ class Commit:
         """Read and check."""
         require(len(m.first_plan_digest) == HASH_BYTES, sender, "a commit whose plan digest is not 32 bytes")
         require(len(m.state_hash) == HASH_BYTES, sender, "a commit whose state hash is not 32 bytes")
-        absurd = not math.isfinite(m.weight) or not 0 < m.weight <= MAX_CARRIED_WEIGHT * MAX_MEMBERS
-        require(not absurd, sender, f"an absurd weight in its commit: {m.weight}")
+        require(0 < m.weight <= MAX_CARRIED_WEIGHT * MAX_MEMBERS, sender, f"an absurd weight in its commit: {m.weight}")
         require(m.round_index < MAX_ROUNDS, sender, f"an absurd round in its commit: {m.round_index}")
         require(len(m.certificate) <= MAX_MEMBERS, sender, f"a commit that {len(m.certificate)} members vouch for")
         hashes = require_hashes(m.block_hashes, sender, may_be_missing=False)
