@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median_low
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from blake3 import blake3
 from google.protobuf.message import DecodeError, Message
@@ -384,23 +384,3 @@ class Commit:
         require(len(m.certificate) <= MAX_MEMBERS, sender, f"a commit that {len(m.certificate)} members vouch for")
         hashes = require_hashes(m.block_hashes, sender, may_be_missing=False)
         return cls(m.first_plan_digest, Epoch(m.epoch), hashes, m.weight, m.state_hash, m.round_index, tuple(m.certificate))
-
-
-def content_hash(data: Any) -> bytes:
-    """32 bytes that name the encoded bytes of a block."""
-    return blake3(data).digest()
-
-
-def block_hash(content: bytes, contributors: int) -> bytes:
-    """32 bytes that name a reduced block: its `content_hash` and who went in."""
-    return blake3(b"swarm.v1.block" + contributors.to_bytes(8, "little") + content).digest()
-
-
-def input_hash(contents: Sequence[bytes], first_plan_digest: bytes) -> bytes:
-    """32 bytes that name a round's result as the input of the next round.
-
-    The first half says what it is: groups that add up inputs in this order end with the same bytes. The second says which group it is
-    of: members of one group bring one input, which counts once, while two groups may by chance have results that are alike.
-    """
-    what = blake3(b"swarm.v1.result" + b"".join(contents)).digest()
-    return what[:16] + blake3(what + first_plan_digest).digest()[:16]

@@ -13,11 +13,12 @@ import torch
 
 from peers.averaging.context import MemberContext
 from protocols.butterfly import senders_of
+from protocols.content import content_hash, input_hash
 from protocols.errors import RemoteProtocolError, RoundError
 from protocols.frames import BytesLike
 from protocols.ids import BlockIndex, PeerId
 from protocols.layout import Blocks
-from protocols.messages import Plan, content_hash, input_hash, parse, require, require_hashes
+from protocols.messages import Plan, parse, require, require_hashes
 from protocols.proto.swarm.v1 import trust_pb2 as pb
 from protocols.trust.coin import CoinSecret
 from protocols.trust.statements import COMMITMENT, MAX_STATEMENT_BYTES, REDUCTION, Commitment, Reduction, hashes_root

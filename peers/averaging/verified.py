@@ -17,8 +17,9 @@ from peers.averaging.result import RoundResult
 from peers.averaging.rounds import Rounds
 from peers.averaging.verifying import Verified, Verifying, VerifyingHooks
 from protocols.butterfly import accepted_weight, contributors_in
+from protocols.content import input_hash
 from protocols.ids import BlockIndex, Epoch, PeerId
-from protocols.messages import Commit, Plan, input_hash
+from protocols.messages import Commit, Plan
 from protocols.trust.checks import BlockFacts, block_norm, codec_error, doubts, figures_of
 from protocols.trust.offences import Offence
 from protocols.trust.statements import Check

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocols.content import block_hash, content_hash, input_hash
 from protocols.errors import RemoteProtocolError
 from protocols.frames import MAX_MEMBERS
 from protocols.ids import MAX_EPOCH, Attempt, BlockIndex, Epoch, PeerId
@@ -29,9 +30,6 @@ from protocols.messages import (
     Plan,
     Report,
     SealedJoin,
-    block_hash,
-    content_hash,
-    input_hash,
     parse,
     plan_from_message,
     require_hashes,
