@@ -18,7 +18,8 @@ from protocols.errors import RemoteProtocolError, RemoteRefusal
 from protocols.frames import HEARTBEAT, BlockBytes, FrameKind, FrameReader, frames_of
 from protocols.ids import Attempt, BlockIndex, Epoch
 from protocols.manifest import Manifest
-from protocols.messages import BlocksRequest, BlockTask, Closing, Commit, Join, Plan, Proven, Report, SealedJoin, parse
+from protocols.messages import BlockTask, Closing, Commit, Join, Plan, Proven, Report, SealedJoin, parse
+from protocols.messages_blocks import BlocksRequest
 from protocols.messages_state import ManifestRequest, PieceChunk, PiecesRequest
 from protocols.proto.swarm.v1 import control_pb2 as pb
 from scripts.fuzzing.formats import BYTES, FIELDS, PROTOBUF
