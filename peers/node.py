@@ -226,7 +226,7 @@ class Node:
 
     async def _replay(self, replay: Replay) -> torch.Tensor | None:
         """Have the trainer compute somebody's contribution again."""
-        request = ReplayRequest(replay.epoch, replay.peer, replay.first_sample, replay.samples, replay.state_hash)
+        request = ReplayRequest(replay.epoch, replay.peer, replay.first_sample, replay.samples, replay.state_hash, replay.bf16)
         return await self._handle.replay(request)
 
     def _observe(self, done: RoundDone) -> None:

@@ -166,7 +166,7 @@ def stream_rates(plan: Plan, me: int) -> dict[int, int]:
         return {}
     times = _times(plan, links)
     blocks = Counter(task.member for task in plan.reduce)
-    sends = plan.members[me].join.weight > 0
+    sends = plan.weights[me] > 0
     rates = {}
     for other, link in enumerate(links):
         moved = (blocks[other] if sends else 0) + blocks[me]

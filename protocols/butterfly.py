@@ -32,8 +32,9 @@ def senders_of(plan: Plan) -> frozenset[int]:
     before only the first: what several hold counts once, so the mean stays exact however a swarm fits its grid.
     """
     first: dict[bytes, int] = {}
+    weights = plan.weights
     for i, member in enumerate(plan.members):
-        if member.join.weight > 0 and i not in plan.absent:
+        if weights[i] > 0 and i not in plan.absent:
             first.setdefault(_brought(member), i)
     return frozenset(first.values())
 
@@ -69,7 +70,7 @@ def contributors_in(plan: Plan, mask: int) -> tuple[int, ...] | None:
         return None
     members = [plan.members[i] for i in indices]
     once = len({_brought(member) for member in members}) == len(members)
-    return indices if once and all(member.join.weight > 0 for member in members) else None
+    return indices if once and all(plan.weights[i] > 0 for i in indices) else None
 
 
 class BlockReducer:

@@ -198,6 +198,11 @@ class Placement:
         return len(self.grid.sides)
 
     @property
+    def members(self) -> frozenset[PeerId]:
+        """Everybody who has a place."""
+        return frozenset(self._cells)
+
+    @property
     def exact(self) -> bool:
         """Whether everybody ends with the mean of all: one group, or no empty cell."""
         return self.rounds == 1 or len(self._holders) == self.grid.cells

@@ -211,6 +211,7 @@ class Plan:
         counted: live members of the group as its leader counted them, those in the plan included; more than half of them must report.
         number: groups that its leader had gathered for this round before: a group that forms again is not taken for the one that broke up.
         weight_cap: nobody counts for more than so many times the median of what members brought; 0 for no limit.
+        probation: newcomers: their work is audited and counts nothing.
     """
 
     epoch: Epoch
@@ -227,6 +228,7 @@ class Plan:
     counted: int = 0
     number: int = 0
     weight_cap: float = 0.0
+    probation: frozenset[int] = field(default_factory=frozenset)
 
     @property
     def electorate(self) -> int:
@@ -241,7 +243,7 @@ class Plan:
     @cached_property
     def weights(self) -> tuple[float, ...]:
         """What each member counts for; see `weight_cap`. What comes from an earlier round was limited there."""
-        weights = tuple(member.join.weight for member in self.members)
+        weights = tuple(0.0 if i in self.probation else member.join.weight for i, member in enumerate(self.members))
         brought = [weight for weight in weights if weight > 0]
         if not self.weight_cap or self.round_index or not brought:
             return weights
@@ -268,6 +270,7 @@ class Plan:
             counted=self.counted,
             number=self.number,
             weight_cap=self.weight_cap,
+            probation=sorted(self.probation),
         )
 
     def encode(self) -> bytes:
@@ -292,6 +295,9 @@ def plan_from_message(m: pb.Plan, members: tuple[SealedJoin, ...], sender: PeerI
     require(inside, sender, "a plan that names a block or member beyond its own")
     require(len({t.block for t in tasks}) == len(tasks), sender, "a plan that assigns a block twice")
     require(m.weight_cap == 0 or 1 <= m.weight_cap <= MAX_WEIGHT, sender, f"a plan with an absurd limit of weights: {m.weight_cap}")
+    probation = frozenset(m.probation)
+    require(all(i < len(members) for i in probation), sender, "a plan with a newcomer that it does not have")
+    require(not (m.round_index and probation), sender, "a plan of a later round with newcomers")
     absent = frozenset(m.absent)
     require(all(i < len(members) for i in absent), sender, "a plan that excludes a member it does not have")
     require(absent.isdisjoint(t.member for t in tasks), sender, "a plan that gives work to a member it excludes")
@@ -310,6 +316,7 @@ def plan_from_message(m: pb.Plan, members: tuple[SealedJoin, ...], sender: PeerI
         m.counted,
         m.number,
         m.weight_cap,
+        probation,
     )
 
 

@@ -15,7 +15,7 @@ from peers.averaging.opening import open_block
 from peers.averaging.parts_transfer import fetch_parts
 from peers.averaging.verified import Case, VerifiedRounds
 from protocols.butterfly import blocks_reduced_by, reducers_of, senders_of
-from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal
+from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RoundError
 from protocols.ids import BlockIndex, Epoch, PeerId
 from protocols.messages import require
 from protocols.trust.audits import blocks_in_audit_order, contribution_differs, draw_audits
@@ -37,6 +37,7 @@ class Replay:
         peer, epoch: whose, of which epoch.
         first_sample, samples: over which of its samples.
         state_hash: of the state it was computed on.
+        bf16: in which arithmetic; None: as this machine computes by itself.
     """
 
     peer: PeerId
@@ -44,6 +45,7 @@ class Replay:
     first_sample: int
     samples: int
     state_hash: bytes
+    bf16: bool | None = None
 
 
 Replayer = Callable[[Replay], Awaitable[torch.Tensor | None]]
@@ -81,9 +83,17 @@ class Auditing:
             self._start(self._accuse(charge), f"accusation of {charge.accused.short}")
 
     def _start(self, work: Coroutine[None, None, None], name: str) -> None:
-        task = self._context.tasks.create_task(work, name=name)
+        task = self._context.tasks.create_task(self._watched(work), name=name)
         self.busy.add(task)
         task.add_done_callback(self.busy.discard)
+
+    @staticmethod
+    async def _watched(work: Coroutine[None, None, None]) -> None:
+        """What we look into may be forgotten meanwhile, and others may be gone: then nothing is found."""
+        try:
+            await work
+        except (RoundError, RemoteError) as error:
+            log.info("not looked into: %s", error)
 
     def _targets(self, case: Case) -> list[PeerId]:
         rules = self._context.rules.trust
@@ -91,7 +101,7 @@ class Auditing:
             return []
         plan, said = case.evidence.plan, case.verified.commitments
         proven = [plan.members[i].peer for i in sorted(senders_of(plan))]  # whether or not they have shown their share
-        newcomers = [plan.members[i].peer for i in sorted(said) if said[i].samples > 0 and not plan.members[i].join.weight]
+        newcomers = [plan.members[i].peer for i in sorted(said) if said[i].samples > 0 and not plan.weights[i]]
         audits = draw_audits(case.evidence.coin, proven, newcomers, rules.auditors)
         return [audit.target for audit in audits if audit.auditor == self._context.me]
 
@@ -99,11 +109,10 @@ class Auditing:
 
     async def _audit(self, case: Case, target: PeerId) -> None:
         member = case.evidence.plan.index_of(target)
-        own_D = await self._replay_of(case, target)
-        if member is None or own_D is None:
+        if member is None or await self._replay_of(case, target) is None:
             log.info("epoch %d: we cannot audit %s", case.plan.epoch, target.short)
             return
-        charge = await self._first_difference(case, member, own_D) or await self._false_check(case, member)
+        charge = await self._first_difference(case, member) or await self._false_check(case, member)
         if charge is None:
             log.info("epoch %d: the contribution of %s is in order", case.plan.epoch, target.short)
             self.passed[target] = self.passed.get(target, 0) + 1
@@ -113,20 +122,32 @@ class Auditing:
             await self._accuse(charge)
             await self._look_at_reducer(case, charge)
 
-    async def _first_difference(self, case: Case, member: int, own_D: torch.Tensor) -> Charge | None:
+    async def _first_difference(self, case: Case, member: int) -> Charge | None:
         evidence = case.evidence
         for block in map(BlockIndex, blocks_in_audit_order(evidence.coin, evidence.blocks)):
             had = await fetch_parts(self._context, evidence, member, [block], self._holders(case, member, block))
-            if had and await self._context.heavy(lambda b=block: self._differs(case, member, b, own_D)):  # type: ignore[misc]
+            if had and await self._is_false(case, member, block):
                 return self._charge(case, member, Offence.CONTRIBUTION, block)
         return None
+
+    async def _is_false(self, case: Case, member: int, block: BlockIndex) -> bool | None:
+        """Whether a block is not what its member's samples give, in fp32 or in bf16: devices differ. None if we cannot know."""
+        answers = []
+        for bf16 in (None, True, False):
+            own_D = await self._replay_of(case, case.evidence.plan.members[member].peer, bf16)
+            if own_D is None:
+                continue
+            if not await self._context.heavy(lambda own=own_D: self._differs(case, member, block, own)):  # type: ignore[misc]
+                return False
+            answers.append(bf16)
+        return True if answers else None
 
     def _differs(self, case: Case, member: int, block: BlockIndex, own_D: torch.Tensor) -> bool:
         """Runs in the pool. Bytes that are no block are no contribution either."""
         rules, codec = self._context.rules.trust, self._context.rules.codec
         start, stop = case.evidence.blocks.span(block)
         try:
-            theirs_E = codec.decode(case.evidence.parts[member, block], stop - start)
+            theirs_E = codec.decode(case.evidence.part(member, block), stop - start)
         except ValueError:
             return True
         return rules is not None and contribution_differs(theirs_E, own_D, (start, stop), codec, rules.audit_tolerance)
@@ -157,8 +178,8 @@ class Auditing:
         reducers = [i for i in sorted(reducers_of(plan)) if block in blocks_reduced_by(plan, i)]
         return [*first, plan.members[member].peer, *(plan.members[i].peer for i in reducers)]
 
-    async def _replay_of(self, case: Case, peer: PeerId) -> torch.Tensor | None:
-        """Each contribution is computed once, however many look into it."""
+    async def _replay_of(self, case: Case, peer: PeerId, bf16: bool | None = None) -> torch.Tensor | None:
+        """Each contribution is computed once in each arithmetic, however many look into it."""
         plan = case.evidence.plan
         member = plan.index_of(peer)
         if member is None:
@@ -168,7 +189,7 @@ class Auditing:
             said = heard.commitment
         if said is None or not said.samples:
             return None
-        replay = Replay(peer, plan.epoch, said.first_sample, said.samples, plan.members[member].join.state_hash)
+        replay = Replay(peer, plan.epoch, said.first_sample, said.samples, plan.members[member].join.state_hash, bf16)
         known = self._replayed.get(replay)
         if known is None:
             known = self._replayed[replay] = asyncio.get_running_loop().create_future()
@@ -248,7 +269,4 @@ class Auditing:
             return None
         if charge.offence is Offence.CHECK:
             return await self._context.heavy(lambda: self._misreported(case, member, charge.block))
-        own_D = await self._replay_of(case, charge.accused)
-        if own_D is None:
-            return None
-        return await self._context.heavy(lambda: self._differs(case, member, charge.block, own_D))
+        return await self._is_false(case, member, charge.block)

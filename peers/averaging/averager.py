@@ -156,15 +156,10 @@ class Averager:
         own_D, weight = self._context.conduct.contribution(join.epoch, own_D, join.weight)
         brought = Brought(first_sample, round(weight))
         try:
-            return await self._all_rounds(self._counting(replace(join, weight=weight)), own_D, brought)
+            return await self._all_rounds(replace(join, weight=weight), own_D, brought)
         finally:
             self._rounds.engaged = False
             self._stand_ins.carry(None)
-
-    def _counting(self, join: Join) -> Join:
-        """A join that counts nothing as long as we are on probation."""
-        on_probation = self.guarding is not None and self.guarding.on_probation(self._context.me, join.epoch)
-        return replace(join, weight=0.0) if on_probation else join
 
     async def _all_rounds(self, join: Join, own_D: torch.Tensor, brought: Brought) -> Averaged:
         placement = self._placement(join.epoch)
@@ -298,8 +293,6 @@ class Averager:
     def _blame(self, peer: PeerId, reason: str) -> None:
         log.info("member %s broke the protocol: %s", peer.short, reason)
         self._blamed.setdefault(peer, reason)
-        if self.guarding:
-            self.guarding.court.testify(peer)
 
 
 def _shares(plan: Plan, result: RoundResult) -> dict[PeerId, float]:

@@ -80,12 +80,9 @@ class Court:
         self._note(plan, key, self._context.me, sealed)
         self._tell((member.peer for member in plan.members if member.peer != accused), JUDGE, sealed)
 
-    def testify(self, accused: PeerId) -> None:
-        """A member broke the protocol towards us: say so in the newest round that it was in."""
-        for digest, plan in reversed(self._plans.items()):
-            if plan.index_of(accused) is not None:
-                self.judge(digest, accused, Offence.MALFORMED)
-                return
+    def breach_in(self, first_plan_digest: bytes) -> Callable[[PeerId], None]:
+        """For testimony: called with a member that sent us, in that round, what no honest member sends."""
+        return lambda accused: self.judge(first_plan_digest, accused, Offence.MALFORMED)
 
     def convict(self, accused: PeerId, offence: Offence, statements: Iterable[tuple[str, bytes]]) -> None:
         """A member's own signed statements prove it guilty: no judgement is needed."""

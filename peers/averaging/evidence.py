@@ -13,7 +13,7 @@ import torch
 
 from peers.averaging.context import MemberContext
 from protocols.butterfly import senders_of
-from protocols.errors import RemoteProtocolError
+from protocols.errors import RemoteProtocolError, RoundError
 from protocols.frames import BytesLike
 from protocols.ids import BlockIndex, PeerId
 from protocols.layout import Blocks
@@ -66,9 +66,19 @@ class Evidence:
         own_D: what we bring.
         brought: where it comes from.
         vouched: checks others' inputs in later rounds.
+        breach: called with a member that sent us what no honest member sends.
     """
 
-    def __init__(self, context: MemberContext, plan: Plan, own_D: torch.Tensor, brought: Brought, vouched: Vouched) -> None:
+    def __init__(
+        self,
+        context: MemberContext,
+        plan: Plan,
+        own_D: torch.Tensor,
+        brought: Brought,
+        vouched: Vouched,
+        breach: Callable[[PeerId], None],
+    ) -> None:
+        self.breach = breach
         self._context = context
         self._brought = brought
         self._vouched = vouched
@@ -163,6 +173,17 @@ class Evidence:
         right = content == self.content_of(member, block)
         require(right, self.plan.members[member].peer, f"block {block} is not the one that it committed to")
         self.parts[member, block] = data
+
+    def part(self, member: int, block: BlockIndex) -> BytesLike:
+        """An encoded block that we hold.
+
+        Raises:
+            RoundError: we have let go of it: the round is too long ago.
+        """
+        data = self.parts.get((member, block))
+        if data is None:
+            raise RoundError("what that round was made of is no longer held")
+        return data
 
     def note_reduction(self, member: int, sealed: bytes) -> Reduction:
         """Take in a reducer's statement.

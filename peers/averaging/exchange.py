@@ -136,6 +136,8 @@ class Exchange:
     def _reducer_failed(self, reducer: int, error: RemoteError) -> None:
         if isinstance(error, RemoteProtocolError):
             self._blame(self._terms.peer(reducer), error.reason)
+            if self._evidence:
+                self._evidence.breach(self._terms.peer(reducer))
         if isinstance(error, RemoteGone):
             self._context.directory.suspect(self._terms.peer(reducer))
         if isinstance(error, RemoteGone) or (isinstance(error, RemoteRefusal) and error.code == ABANDONED):
@@ -212,6 +214,6 @@ class Exchange:
 
     def _encode_own(self, block: BlockIndex) -> BytesLike:
         if self._evidence:
-            return self._evidence.parts[self._me, block]
+            return self._evidence.part(self._me, block)
         start, stop = self._terms.blocks.span(block)
         return self._terms.codec.encode(self._own_D[start:stop])

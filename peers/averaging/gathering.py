@@ -87,6 +87,7 @@ class GatheringHooks:
         blame: called with a member that broke the protocol, and how.
         believes: whether a member may tell us that the round is closed: not if it has, and could not show the result.
         is_new: whether we may take part in a plan: not if we have, and did not get to its end.
+        probation: which of these joins are newcomers', whose work does not count yet.
     """
 
     on_close: Callable[[], None]
@@ -94,6 +95,7 @@ class GatheringHooks:
     blame: Blame
     believes: Callable[[PeerId], bool] = lambda _peer: True
     is_new: Callable[[Plan], bool] = lambda _plan: True
+    probation: Callable[[tuple[SealedJoin, ...]], frozenset[int]] = lambda _joins: frozenset()
 
 
 class Gathering:
@@ -256,7 +258,8 @@ class Gathering:
 
     def _lead(self, joins: tuple[SealedJoin, ...], counted: int) -> None:
         try:
-            plan = first_plan(self._context, joins, self._size_elems, counted, self._number)
+            newcomers = self._hooks.probation(joins)
+            plan = first_plan(self._context, joins, self._size_elems, counted, self._number, newcomers)
         except RoundError as error:
             self._conclude(error)
             return

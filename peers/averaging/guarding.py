@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -15,7 +15,7 @@ from peers.averaging.result import RoundResult
 from peers.averaging.rounds import Rounds
 from peers.averaging.serving import Guards
 from peers.averaging.verified import Case, VerifiedRounds
-from protocols.errors import RemoteProtocolError, RemoteRefusal, RoundError
+from protocols.errors import RemoteError, RemoteProtocolError, RoundError
 from protocols.grid import Placement
 from protocols.ids import Epoch, PeerId
 from protocols.messages import Commit, Plan, SealedJoin, input_hash
@@ -46,12 +46,14 @@ class Guarding:
         self._blame = blame
         self._placements: dict[Epoch, Placement] = {}
         self._served: Counter[PeerId] = Counter()
+        self._placed_since: dict[PeerId, Epoch] = {}
         self._first_epoch: Epoch | None = None
         self.on_ban: Callable[[Ban], None] = lambda ban: None
         self.court = Court(context, self._group_size, self._banned)
         self.verified = VerifiedRounds(context, rounds, self.court, blame)
         self.auditing = Auditing(context, self.verified, self.court, replayer)
-        self.guards = Guards({**self.court.calls, **self.auditing.calls}, self._check_join)
+        self.guards = Guards({**self.court.calls, **self.auditing.calls}, self.court.check_join)
+        rounds.probation = self._newcomers
 
     def _banned(self, ban: Ban) -> None:
         self.on_ban(ban)
@@ -60,6 +62,8 @@ class Guarding:
         """Our view of an epoch's grid."""
         self._first_epoch = epoch if self._first_epoch is None else self._first_epoch
         self._placements[epoch] = placement
+        for peer in placement.members:
+            self._placed_since.setdefault(peer, epoch)
         while len(self._placements) > _REMEMBERED_PLACEMENTS:
             del self._placements[min(self._placements)]
 
@@ -105,8 +109,9 @@ class Guarding:
         size = self._group_size(commit.epoch, commit.round_index, holder)
         try:
             await self._context.heavy(lambda: check_certificate(named, commit.certificate, self._context.notary.open, size, holder))
-        except RemoteProtocolError as error:
-            self._blame(holder, error.reason)
+        except RemoteError as error:
+            if isinstance(error, RemoteProtocolError):
+                self._blame(holder, error.reason)
             return False
         return True
 
@@ -122,20 +127,24 @@ class Guarding:
     # Newcomers
 
     def on_probation(self, peer: PeerId, epoch: Epoch) -> bool:
-        """Whether a member's work does not count yet: it has served too few epochs, as far as we have seen, and was not there from the
-        beginning.
+        """Whether a member's work does not count yet, as far as we have seen.
+
+        Where everybody is one group we have seen each epoch that it served. Elsewhere we have met it only now and then, and go by how long
+        it has had a place in the grid. Whoever was there before us, or when the run began, is no newcomer.
         """
-        trust = self._context.rules.trust
-        if trust is None or self._first_epoch is None:
+        trust, placement = self._context.rules.trust, self._placements.get(epoch)
+        if trust is None or placement is None or self._first_epoch is None:
             return False
-        founding = epoch < trust.probation_epochs or (self._first_epoch + trust.probation_epochs > epoch and self._first_epoch > 0)
-        return not founding and self._served[peer] < trust.probation_epochs
+        since = self._placed_since.get(peer, epoch)
+        if since <= self._first_epoch + trust.probation_epochs and (self._first_epoch > 0 or since < trust.probation_epochs):
+            return False
+        served = self._served[peer] if placement.rounds == 1 else epoch - since
+        return served < trust.probation_epochs
 
-    def served(self, peers: Iterable[PeerId]) -> dict[PeerId, int]:
-        """For how many epochs we have seen members serve."""
-        return {peer: self._served[peer] for peer in peers}
-
-    def _check_join(self, join: SealedJoin) -> None:
-        self.court.check_join(join)
-        if join.join.weight > 0 and not join.join.round_index and self.on_probation(join.peer, join.join.epoch):
-            raise RemoteRefusal(join.peer, "probation", "your work is audited and does not count yet: join with weight 0")
+    def _newcomers(self, joins: tuple[SealedJoin, ...]) -> frozenset[int]:
+        """Of those who join a first round that we lead; nobody if otherwise nobody would count."""
+        if not joins or joins[0].join.round_index:
+            return frozenset()
+        fresh = {i for i, join in enumerate(joins) if self.on_probation(join.peer, join.join.epoch)}
+        counting = any(join.join.weight > 0 for i, join in enumerate(joins) if i not in fresh)
+        return frozenset(fresh) if counting else frozenset()

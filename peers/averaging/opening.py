@@ -110,7 +110,7 @@ class _Case:
         return Opened(tuple(findings), right, complete)
 
     def _part(self, member: int) -> Part:
-        return self.context.rules.codec.open(self.evidence.parts[member, self.block], self.result.blocks.elems(self.block))
+        return self.context.rules.codec.open(self.evidence.part(member, self.block), self.result.blocks.elems(self.block))
 
     def _aggregate(self, parts_GE: list[Part]) -> tuple[torch.Tensor, float]:
         """The aggregate, and how far the parts lie around it as far as that counts."""

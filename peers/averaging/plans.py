@@ -15,6 +15,8 @@ from protocols.proto.swarm.v1 import control_pb2 as pb
 JOIN = "join"
 """Kind of the sealed join, and name of the stream that carries it."""
 
+_NOBODY: frozenset[int] = frozenset()
+
 MAX_JOIN_BYTES = 16 * 1024
 """A sealed join: a few numbers, a certificate chain and a signature."""
 
@@ -51,8 +53,16 @@ def open_join(context: MemberContext, sealed: bytes) -> SealedJoin:
     return SealedJoin(peer, Join.decode(payload, peer), sealed)
 
 
-def first_plan(context: MemberContext, joins: tuple[SealedJoin, ...], size_elems: int, counted: int, number: int) -> Plan:
-    """The plan that follows from a member list, beside its quorum and number: everyone can compute it, so a leader cannot favour anyone.
+def first_plan(
+    context: MemberContext,
+    joins: tuple[SealedJoin, ...],
+    size_elems: int,
+    counted: int,
+    number: int,
+    probation: frozenset[int] = _NOBODY,
+) -> Plan:
+    """The plan that follows from a member list, beside its quorum, number and newcomers: everyone can compute it, so a leader cannot
+    favour anyone.
 
     Raises:
         RoundError: nobody can reduce, or those who can have not enough memory.
@@ -73,6 +83,7 @@ def first_plan(context: MemberContext, joins: tuple[SealedJoin, ...], size_elems
         counted=counted,
         number=number,
         weight_cap=weight_cap,
+        probation=probation,
     )
 
 
@@ -140,7 +151,7 @@ def checked_plan(context: MemberContext, own: SealedJoin, size_elems: int, messa
         require(_subject(member) == _subject(own), sender, f"a plan that mixes us with {member.peer.short} of another round or state")
     require(plan.index_of(sender) is not None, sender, "a plan that its sender is not in")  # who leads it may be gone by now
     try:
-        expected = first_plan(context, members, size_elems, plan.counted, plan.number)
+        expected = first_plan(context, members, size_elems, plan.counted, plan.number, plan.probation)
     except RoundError as error:
         raise RemoteProtocolError(sender, f"a plan of members that can have none: {error}") from error
     require(plan == expected, sender, "a plan that does not follow from its joins")

@@ -207,8 +207,9 @@ class Reducing:
         if evidence := self._terms.evidence:
             try:
                 await self._terms.context.heavy(lambda: evidence.note_committed(sender, committed))
-            except RemoteProtocolError as error:
+            except RemoteError as error:
                 self.leave_out(sender, error.reason)
+                self._note_breach(error)
                 raise
         with plain_remote_errors():
             async with asyncio.TaskGroup() as group:
@@ -246,9 +247,14 @@ class Reducing:
             terms.measuring.parts_in(sender)
         except RemoteProtocolError as error:
             self.leave_out(sender, error.reason)
+            self._note_breach(error)
             raise
         except (RemoteTimeout, RemoteRefusal) as error:
             self.leave_out(sender, error.reason)
+
+    def _note_breach(self, error: RemoteError) -> None:
+        if self._terms.evidence and isinstance(error, RemoteProtocolError) and error.peer:
+            self._terms.evidence.breach(error.peer)
 
     async def _give_results(self, stream: Stream, member: int) -> None:
         heartbeat_s = self._terms.rules.heartbeat_s

@@ -15,7 +15,7 @@ from peers.averaging.verifying import Verifying
 from protocols.deadline import AdaptiveDeadline
 from protocols.errors import RemoteRefusal
 from protocols.ids import Epoch, PeerId, RoundId
-from protocols.messages import MAX_FAILURES, Commit
+from protocols.messages import MAX_FAILURES, Commit, SealedJoin
 from protocols.rendezvous import RendezvousRules
 
 _REMEMBERED_EXCHANGES = 8
@@ -47,6 +47,7 @@ class Rounds:
         self.evidence: Expected[bytes, Evidence] = Expected(limit=_REMEMBERED_EVIDENCE)
         self.verifyings: Expected[bytes, Verifying] = Expected(limit=_REMEMBERED_EXCHANGES)
         self.results: dict[bytes, RoundResult] = {}
+        self.probation: Callable[[tuple[SealedJoin, ...]], frozenset[int]] = lambda _joins: frozenset()
         self._newest: bytes = b""
         self._over: tuple[bytes, ...] = ()
         self.commits: dict[RoundId, Commit] = {}
@@ -81,6 +82,7 @@ class Rounds:
                 self._blame,
                 lambda peer: (round_id, peer) not in self._disbelieved,
                 lambda plan: self.exchanges.peek(plan.digest) is None,
+                self.probation,
             )
             rules, number = self._rendezvous_rules(round_id, failures), self._gathered[round_id]
             self._gatherings[round_id] = Gathering(self._context, round_id, rules, hooks, number)

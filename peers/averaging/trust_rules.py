@@ -38,9 +38,9 @@ class TrustRules:
         if self.aggregator in ("krum", "multi_krum"):
             if parts < _LEAST_FOR_KRUM:
                 return aggregator_named("mean")
-            settings["f"] = min(liars, (parts - _LEAST_FOR_KRUM) // 2)
+            settings["byzantine"] = min(liars, (parts - _LEAST_FOR_KRUM) // 2)
         if self.aggregator == "trimmed_mean":
-            settings["b"] = min(liars, (parts - 1) // 2)
+            settings["trim"] = min(liars, (parts - 1) // 2)
         seed = blake3(_BUCKET_DOMAIN + first_plan_digest).digest()
         return aggregator_named(self.aggregator, bucket=min(self.bucket, parts), seed=seed, **settings)
 

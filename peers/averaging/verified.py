@@ -96,7 +96,7 @@ class VerifiedRounds:
             RoundError: no agreement.
         """
         self._forget_before(Epoch(max(plan.epoch - 1, 0)))
-        evidence = Evidence(self._context, plan, own_D, brought, vouched)
+        evidence = Evidence(self._context, plan, own_D, brought, vouched, self._court.breach_in(plan.digest))
         self._court.open_round(plan)
         self._judge_claims(plan)
         await evidence.commit()
@@ -147,7 +147,7 @@ class VerifiedRounds:
             if not result.masks.get(block, 0) >> evidence.me & 1:
                 continue
             start, stop = evidence.blocks.span(block)
-            part_E = codec.open(evidence.parts[evidence.me, block], stop - start)
+            part_E = codec.open(evidence.part(evidence.me, block), stop - start)
             figures = figures_of(part_E, result.averaged_D[start:stop], coin, block)
             projections[block], distances[block] = figures.projection, figures.distance
             if not plan.round_index and doubts(figures.distance, figures.length):

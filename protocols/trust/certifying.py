@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from protocols.errors import RemoteRefusal
 from protocols.ids import Epoch, PeerId
 from protocols.messages import require
 from protocols.trust.statements import CHECK, Check
@@ -47,7 +48,8 @@ def check_certificate(
         by: who shows it.
 
     Raises:
-        RemoteProtocolError: too few, or of another result.
+        RemoteRefusal: too few: by another view of the grid they may be enough.
+        RemoteProtocolError: of another result.
     """
     signers, electorate = set(), 0
     for item in sealed:
@@ -57,5 +59,5 @@ def check_certificate(
         require(named == result, by, "a certificate of another result")
         signers.add(signer)
         electorate = max(electorate, check.electorate)
-    enough = 2 * len(signers) > electorate and _LEAST_SHARE * len(signers) >= group_size
-    require(enough, by, f"a result that {len(signers)} of {max(electorate, group_size)} members vouch for")
+    if not (2 * len(signers) > electorate and _LEAST_SHARE * len(signers) >= group_size):
+        raise RemoteRefusal(by, "uncertified", f"a result that {len(signers)} of {max(electorate, group_size)} members vouch for")

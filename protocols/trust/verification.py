@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from protocols.errors import RemoteProtocolError
+from protocols.errors import RemoteProtocolError, RemoteRefusal
 from protocols.ids import BlockIndex, PeerId
 from protocols.messages import HASH_BYTES, Plan, require
 from protocols.trust.checks import BlockFacts, Figures, drawn_block, suspicious, unverifiable
@@ -48,10 +48,12 @@ def accepted_coin(plan: Plan, shown: Shares, required: frozenset[int], commitmen
         leader: who says so.
 
     Raises:
-        RemoteProtocolError: somebody is left out, or a share is false.
+        RemoteRefusal: somebody is left out whom we know to be there; the leader may have missed it in good faith.
+        RemoteProtocolError: a share is false.
     """
     left_out = required - shown.shares.keys()
-    require(not left_out, leader, f"a coin without the shares of {len(left_out)} members that are there")
+    if left_out:
+        raise RemoteRefusal(leader, "left-out", f"its coin lacks the shares of {len(left_out)} members that are there")
     for member, share in shown.shares.items():
         check_share(plan, member, commitments[member], shown.attempt, share, leader)
     return combine(plan.digest, shown.attempt, {plan.members[i].peer: share for i, share in shown.shares.items()})

@@ -6,6 +6,7 @@ import math
 import statistics
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -102,6 +103,21 @@ def test_far_clusters_are_no_slow_walk() -> None:
     found = aggregator_named("centered_clip", radius=1e-3).aggregate([*near, *far], weights)
     assert found.converged
     assert float((found.value_E - 5.0).norm()) < 0.01  # where a little more of the weight is
+
+
+def test_between_two_halves_newtons_method_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    halves = [*[part * 1e-2 for part in parts(6, 3)], *[part * 1e-2 + 5.0 for part in parts(6, 3, seed=1)]]
+    rule = aggregator_named("centered_clip", radius=0.01)
+    assert rule.aggregate(halves, [1.0] * 12).converged
+    monkeypatch.setattr(clipping, "PLAIN_ITERATIONS", clipping.MAX_ITERATIONS)
+    assert not rule.aggregate(halves, [1.0] * 12).converged
+
+
+def test_huge_outliers_do_not_blur_where_to_start() -> None:
+    line = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 1e30, 1e30])
+    squares_GG = (line[:, None] - line[None, :]) ** 2
+    assert clipping._start(squares_GG, np.ones(7), 0.1) == 2
+    assert clipping._start(squares_GG, np.array([1.0, 1.0, 1.0, 1.0, 9.0, 1.0, 1.0]), 0.1) == 4
 
 
 def test_the_geometric_median_has_the_least_sum_of_distances() -> None:

@@ -65,7 +65,7 @@ class BlockTask(_message.Message):
     def __init__(self, block: _Optional[int] = ..., member: _Optional[int] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("epoch", "attempt", "sealed_joins", "size_elems", "block_elems", "codec", "reduce", "fetch", "block_hashes", "absent", "round_index", "counted", "number", "weight_cap")
+    __slots__ = ("epoch", "attempt", "sealed_joins", "size_elems", "block_elems", "codec", "reduce", "fetch", "block_hashes", "absent", "round_index", "counted", "number", "probation", "weight_cap")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     SEALED_JOINS_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,7 @@ class Plan(_message.Message):
     ROUND_INDEX_FIELD_NUMBER: _ClassVar[int]
     COUNTED_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
+    PROBATION_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_CAP_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     attempt: int
@@ -93,8 +94,9 @@ class Plan(_message.Message):
     round_index: int
     counted: int
     number: int
+    probation: _containers.RepeatedScalarFieldContainer[int]
     weight_cap: float
-    def __init__(self, epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., sealed_joins: _Optional[_Iterable[bytes]] = ..., size_elems: _Optional[int] = ..., block_elems: _Optional[int] = ..., codec: _Optional[str] = ..., reduce: _Optional[_Iterable[_Union[BlockTask, _Mapping]]] = ..., fetch: _Optional[_Iterable[_Union[BlockTask, _Mapping]]] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., absent: _Optional[_Iterable[int]] = ..., round_index: _Optional[int] = ..., counted: _Optional[int] = ..., number: _Optional[int] = ..., weight_cap: _Optional[float] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., sealed_joins: _Optional[_Iterable[bytes]] = ..., size_elems: _Optional[int] = ..., block_elems: _Optional[int] = ..., codec: _Optional[str] = ..., reduce: _Optional[_Iterable[_Union[BlockTask, _Mapping]]] = ..., fetch: _Optional[_Iterable[_Union[BlockTask, _Mapping]]] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., absent: _Optional[_Iterable[int]] = ..., round_index: _Optional[int] = ..., counted: _Optional[int] = ..., number: _Optional[int] = ..., probation: _Optional[_Iterable[int]] = ..., weight_cap: _Optional[float] = ...) -> None: ...
 
 class ExchangeHeader(_message.Message):
     __slots__ = ("committed", "plan_digest")
