@@ -19,7 +19,7 @@ from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, Ro
 from protocols.ids import BlockIndex, Epoch, PeerId
 from protocols.messages import require
 from protocols.trust.audits import blocks_in_audit_order, contribution_differs, draw_audits
-from protocols.trust.checks import Figures, figures_differ, figures_of
+from protocols.trust.checks import Figures, doubt_differs, figures_differ, figures_of
 from protocols.trust.offences import Offence
 from protocols.trust.statements import ACCUSATION, Charge
 
@@ -166,7 +166,8 @@ class Auditing:
         start, stop = case.evidence.blocks.span(block)
         part_E = self._context.rules.codec.open(data, stop - start)
         found = figures_of(part_E, case.result.averaged_D[start:stop], check.coin, block)
-        return figures_differ(Figures(check.projections[block], check.distances[block]), found)
+        false_doubt = doubt_differs(block in check.doubted, found)
+        return false_doubt or figures_differ(Figures(check.projections[block], check.distances[block]), found)
 
     def _charge(self, case: Case, member: int, offence: Offence, block: BlockIndex) -> Charge:
         plan = case.evidence.plan
