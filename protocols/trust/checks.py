@@ -31,10 +31,14 @@ _HOEFFDING = 8.0
 _ROUNDING = 1e-5
 """Of norms: what fp32 folds, fp32 dot products and an iteration that stops at 1e-6 of the radius may leave."""
 
-DOUBT_TIMES = 4.0
-"""Verification 3: a result further from a contributor's part than this many times the part's length is doubted. An honest result lies among
-honest parts, so it is about as long as they are; whoever reduces states the radius of clipping itself, and one that is too large would let
-through what should be clipped."""
+DOUBTERS = 4
+"""Verification 3: a block that most of its contributors doubt is looked at; of those that more than one in so many doubts, one is. Fewer
+than half of the members lie, so a false result must suit most of the honest ones to go unseen, and what suits fewer is found by and by.
+Noise alone makes a quarter doubt now and then, and looking at a block costs the parts of all its contributors, hence one. To doubt what
+one's own part does not doubt is a false check."""
+
+_DOUBTFUL = 1e-3
+"""Of lengths: so close to the limit either word is right."""
 
 _SIGN_TABLE = (1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).astype(np.float32)
 _ROW_ELEMS = 2**12
@@ -179,8 +183,18 @@ def suspicious(figures_G: Sequence[Figures], facts: BlockFacts) -> bool:
 
 
 def doubts(distance: float, part_norm: float) -> bool:
-    """Verification 3, one contributor's vote: its part explains no result so far away."""
-    return distance > DOUBT_TIMES * part_norm
+    """Verification 3, one contributor's vote: nothing at all would be closer to its part than this result.
+
+    A mean holds some of every part in it, so it is closer to nearly all of them than zero is, however noisy they are: `|g - v| < |g|` where
+    `2 <g, v> > |v|^2`. What is turned against most parts, or is mostly noise of its own, is not.
+    """
+    return distance > part_norm
+
+
+def doubt_differs(doubted: bool, found: Figures) -> bool:
+    """Verification 1: whether a contributor's doubt, or its lack, is not what its part gives."""
+    clear = abs(found.distance - found.length) > _DOUBTFUL * found.length
+    return clear and doubted != doubts(found.distance, found.length)
 
 
 def figures_differ(claimed: Figures, found: Figures) -> bool:
@@ -199,7 +213,7 @@ def reductions_differ(claimed_E: torch.Tensor, found_E: torch.Tensor, facts: Blo
         spread: of the parts around it: the largest distance that counts, at most the radius.
     """
     distance = block_norm(claimed_E - found_E)
-    return distance > 2 * facts.codec_error + 100 * _ROUNDING * (facts.norm + spread) + 1e-30
+    return distance > 2 * facts.codec_error + 2 * _ROUNDING * (facts.norm + spread) + 1e-30
 
 
 def _factor(distance: float, radius: float) -> float:
