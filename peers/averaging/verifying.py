@@ -94,6 +94,8 @@ class Verifying:
         self._commitments = {i: (known.sealed, known.commitment) for i, known in evidence.committed.items()}
         self._shares: dict[int, dict[int, bytes]] = {attempt: {} for attempt in range(COIN_TRIES)}
         self._declared: set[int] = set()
+        self._claimed: frozenset[int] = frozenset()
+        self._expected: set[int] = set()
         self._highest_attempt = 0
         self._checks: dict[int, tuple[bytes, Check]] = {}
         self._coin = b""
@@ -176,14 +178,19 @@ class Verifying:
                 relayed = await self._look_for(shown, stream.peer)
                 await stream.send(_A_SHARE + self._share_message(shown.attempt + 1, relayed))
             await self._accept_coin(shown, leader)
-            await stream.send(_A_CHECK + await self._sealed_check())
+            own_check = await self._sealed_check()
+            if self._context.conduct.reports(stream.peer):
+                await stream.send(_A_CHECK + own_check)
             checks = bytes(await next_real_frame(stream, self._context.rules.stall_timeout_s))
             await self._accept_checks(parse(pb.Checks, checks, stream.peer), stream.peer)
             self._log = [message, checks]
 
     def _share_message(self, attempt: int, relayed: Iterable[pb.MemberShare]) -> bytes:
         own = self._own_share(attempt)
-        m = pb.Share(sealed_commitment=own.sealed_commitment, share=own.share, attempt=attempt, relayed=relayed)
+        if not attempt:
+            self._claimed = frozenset(self._evidence.committed)
+        committed = () if attempt else sorted(self._claimed)
+        m = pb.Share(sealed_commitment=own.sealed_commitment, share=own.share, attempt=attempt, relayed=relayed, committed=committed)
         return m.SerializeToString()
 
     async def _look_for(self, shown: pb.Coin, leader: PeerId) -> list[pb.MemberShare]:
@@ -260,7 +267,7 @@ class Verifying:
         for entry in shown.shares:
             require(entry.member < len(self._plan.members) and entry.member not in commitments, peer, "a coin of other members")
             commitments[entry.member] = await self._commitment_of(entry.member, entry.sealed_commitment, peer)
-        there = self._evidence.committed.keys() - self._plan.absent
+        there = self._claimed - self._plan.absent
         required = frozenset(there - (self._declared if shown.attempt else set())) | self._shares[shown.attempt].keys() | {self._me}
         shares = {entry.member: entry.share for entry in shown.shares}
         self._shown = commitments
@@ -297,7 +304,8 @@ class Verifying:
         for sealed in shown.sealed:
             member, check = await self._read_check(bytes(sealed), leader)
             checks[member] = (bytes(sealed), check)
-        require(self._own_check is not None and self._me in checks, leader, "checks without ours")
+        left_out = self._me not in checks and self._context.conduct.reports(leader)
+        require(not left_out, leader, "checks without ours")
         self._checks = checks
 
     async def _read_check(self, sealed: bytes, by: PeerId) -> tuple[int, Check]:
@@ -312,12 +320,13 @@ class Verifying:
     # Leading
 
     async def _lead(self) -> None:
-        everyone = set(range(len(self._plan.members))) - self._plan.absent - {self._me}
+        self._claimed = frozenset(self._commitments)
+        self._expected |= self._claimed - self._plan.absent - {self._me}
         attempt = 0
-        async with alongside(self._give_up_strangers(everyone)):
+        async with alongside(self._give_up_strangers(set(self._expected))):
             while True:
                 self._shares[attempt][self._me] = self._evidence.secret.share(attempt)
-                missing = await self._missing_shares(attempt, everyone - self._declared)
+                missing = await self._missing_shares(attempt)
                 if not missing or attempt + 1 == COIN_TRIES:
                     break
                 await self._announce_missing(attempt, missing)
@@ -330,10 +339,14 @@ class Verifying:
             await self._wait_while(lambda: bool(self._shares[attempt].keys() - self._checks.keys() - self._gone), self._patience_s)
         self._say(pb.Checks(sealed=[sealed for sealed, _ in self._checks.values()]))
 
-    async def _missing_shares(self, attempt: int, expected: set[int]) -> set[int]:
-        shares = self._shares[attempt]
-        await self._wait_while(lambda: bool(expected - shares.keys() - self._gone), self._context.rules.stall_timeout_s)
-        return expected - shares.keys()
+    async def _missing_shares(self, attempt: int) -> set[int]:
+        """Members that have committed towards anybody, and whose shares have not come; those who name more of them may come late."""
+
+        def missing() -> set[int]:
+            return self._expected - self._declared - self._shares[attempt].keys()
+
+        await self._wait_while(lambda: bool(missing() - self._gone), self._context.rules.stall_timeout_s)
+        return missing()
 
     async def _announce_missing(self, attempt: int, missing: set[int]) -> None:
         """Say aloud whom we miss; everybody looks for them, and shows the next share."""
@@ -439,6 +452,9 @@ class Verifying:
         m = parse(pb.Share, data, peer)
         require(m.attempt <= self._highest_attempt and len(m.relayed) <= len(self._plan.members), peer, "a share out of turn")
         await self._note_share(index, m.sealed_commitment, m.attempt, m.share, peer)
+        require(all(member < len(self._plan.members) for member in m.committed), peer, "commitments of members that the plan does not have")
+        if not m.attempt:
+            self._expected |= set(m.committed) - self._plan.absent - {self._me}
         for entry in m.relayed:
             require(m.attempt > 0 and entry.member < len(self._plan.members), peer, "somebody's share that nobody misses")
             await self._note_share(entry.member, entry.sealed_commitment, m.attempt - 1, entry.share, peer)
