@@ -208,7 +208,7 @@ class Auditing:
         if case is None:
             return
         sealed = self._context.notary.seal(ACCUSATION, charge.encode_accusation())
-        others = [member.peer for member in case.evidence.plan.members if member.peer not in (self._context.me, charge.accused)]
+        others = [member.peer for member in case.evidence.plan.members if member.peer != self._context.me]  # the accused may know better
         await asyncio.gather(*(self._send(peer, sealed) for peer in others))
 
     async def _send(self, peer: PeerId, sealed: bytes) -> None:

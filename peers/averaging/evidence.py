@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 
 from peers.averaging.context import MemberContext
-from protocols.butterfly import senders_of
 from protocols.errors import RemoteProtocolError, RoundError
 from protocols.frames import BytesLike
 from protocols.ids import BlockIndex, PeerId
@@ -97,7 +96,8 @@ class Evidence:
 
     async def commit(self) -> None:
         """Encode and hash what we bring, and sign for it."""
-        brings = self.me in senders_of(self.plan) or self._brought.samples > 0
+        # of those that bring one result the next one sends it when the first is gone: all of them commit to it
+        brings = self.plan.weights[self.me] > 0 or self._brought.samples > 0
         contents = await self._context.heavy(self._encode_all) if brings else ()
         self._own_D = torch.empty(0)
         commitment = Commitment(

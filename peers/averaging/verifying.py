@@ -14,13 +14,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peers.averaging.context import Blame, MemberContext
 from peers.averaging.evidence import Evidence, read_reduction
 from peers.averaging.liveness import ALIVE, alongside, beat_forever, beat_until, has_ended, next_real_frame, plain_remote_errors
 from peers.interfaces import Endpoint, Stream
-from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal
+from protocols.errors import LocalProtocolError, RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal
 from protocols.ids import PeerId
 from protocols.messages import Plan, parse, require
 from protocols.proto.swarm.v1 import control_pb2
@@ -73,6 +73,10 @@ class VerifyingHooks:
     convict: Callable[[PeerId, str, bytes, bytes], None]
 
 
+def _no_more_checks(_coin: bytes) -> Check:
+    raise LocalProtocolError("a check of a round whose verification is over")
+
+
 class Verifying:
     """Of one round, seen by one member.
 
@@ -94,8 +98,6 @@ class Verifying:
         self._commitments = {i: (known.sealed, known.commitment) for i, known in evidence.committed.items()}
         self._shares: dict[int, dict[int, bytes]] = {attempt: {} for attempt in range(COIN_TRIES)}
         self._declared: set[int] = set()
-        self._claimed: frozenset[int] = frozenset()
-        self._expected: set[int] = set()
         self._highest_attempt = 0
         self._checks: dict[int, tuple[bytes, Check]] = {}
         self._coin = b""
@@ -121,6 +123,7 @@ class Verifying:
             return None
         finally:
             self._finished = True
+            self._hooks = replace(self._hooks, make_check=_no_more_checks)  # we are remembered for a while, and the result is large
             self._tell()
 
     def share(self, asker: PeerId, request: bytes) -> bytes:
@@ -187,10 +190,7 @@ class Verifying:
 
     def _share_message(self, attempt: int, relayed: Iterable[pb.MemberShare]) -> bytes:
         own = self._own_share(attempt)
-        if not attempt:
-            self._claimed = frozenset(self._evidence.committed)
-        committed = () if attempt else sorted(self._claimed)
-        m = pb.Share(sealed_commitment=own.sealed_commitment, share=own.share, attempt=attempt, relayed=relayed, committed=committed)
+        m = pb.Share(sealed_commitment=own.sealed_commitment, share=own.share, attempt=attempt, relayed=relayed)
         return m.SerializeToString()
 
     async def _look_for(self, shown: pb.Coin, leader: PeerId) -> list[pb.MemberShare]:
@@ -267,7 +267,7 @@ class Verifying:
         for entry in shown.shares:
             require(entry.member < len(self._plan.members) and entry.member not in commitments, peer, "a coin of other members")
             commitments[entry.member] = await self._commitment_of(entry.member, entry.sealed_commitment, peer)
-        there = self._claimed - self._plan.absent
+        there = self._evidence.committed.keys() - self._plan.absent
         required = frozenset(there - (self._declared if shown.attempt else set())) | self._shares[shown.attempt].keys() | {self._me}
         shares = {entry.member: entry.share for entry in shown.shares}
         self._shown = commitments
@@ -320,13 +320,12 @@ class Verifying:
     # Leading
 
     async def _lead(self) -> None:
-        self._claimed = frozenset(self._commitments)
-        self._expected |= self._claimed - self._plan.absent - {self._me}
+        everyone = set(range(len(self._plan.members))) - self._plan.absent - {self._me}
         attempt = 0
-        async with alongside(self._give_up_strangers(set(self._expected))):
+        async with alongside(self._give_up_strangers(everyone)):
             while True:
                 self._shares[attempt][self._me] = self._evidence.secret.share(attempt)
-                missing = await self._missing_shares(attempt)
+                missing = await self._missing_shares(attempt, everyone - self._declared)
                 if not missing or attempt + 1 == COIN_TRIES:
                     break
                 await self._announce_missing(attempt, missing)
@@ -339,14 +338,10 @@ class Verifying:
             await self._wait_while(lambda: bool(self._shares[attempt].keys() - self._checks.keys() - self._gone), self._patience_s)
         self._say(pb.Checks(sealed=[sealed for sealed, _ in self._checks.values()]))
 
-    async def _missing_shares(self, attempt: int) -> set[int]:
-        """Members that have committed towards anybody, and whose shares have not come; those who name more of them may come late."""
-
-        def missing() -> set[int]:
-            return self._expected - self._declared - self._shares[attempt].keys()
-
-        await self._wait_while(lambda: bool(missing() - self._gone), self._context.rules.stall_timeout_s)
-        return missing()
+    async def _missing_shares(self, attempt: int, expected: set[int]) -> set[int]:
+        shares = self._shares[attempt]
+        await self._wait_while(lambda: bool(expected - shares.keys() - self._gone), self._context.rules.stall_timeout_s)
+        return expected - shares.keys()
 
     async def _announce_missing(self, attempt: int, missing: set[int]) -> None:
         """Say aloud whom we miss; everybody looks for them, and shows the next share."""
@@ -452,9 +447,6 @@ class Verifying:
         m = parse(pb.Share, data, peer)
         require(m.attempt <= self._highest_attempt and len(m.relayed) <= len(self._plan.members), peer, "a share out of turn")
         await self._note_share(index, m.sealed_commitment, m.attempt, m.share, peer)
-        require(all(member < len(self._plan.members) for member in m.committed), peer, "commitments of members that the plan does not have")
-        if not m.attempt:
-            self._expected |= set(m.committed) - self._plan.absent - {self._me}
         for entry in m.relayed:
             require(m.attempt > 0 and entry.member < len(self._plan.members), peer, "somebody's share that nobody misses")
             await self._note_share(entry.member, entry.sealed_commitment, m.attempt - 1, entry.share, peer)

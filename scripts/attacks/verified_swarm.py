@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from blake3 import blake3
 
-from peers.attacks.protocol import attacker_named
 from peers.attacks.protocol import PROTOCOL_ATTACKS as PLAYED
+from peers.attacks.protocol import attacker_named
 from peers.attacks.ring import Ring
 from peers.attacks.vectors import VECTOR_ATTACKS, vector_attack_named
 from peers.averaging.auditing import Replay
@@ -176,7 +176,9 @@ class VerifiedSwarm:
         return vectors
 
     async def _average(self, swarm: SimulatedMembers, peer: PeerId, epoch: int, own_D: torch.Tensor) -> Averaged | RoundError:
-        join = Join(Epoch(epoch), blake3(self._states[epoch].numpy().tobytes()).digest(), float(self._workload.samples), _BANDWIDTH_BYTES_PER_S)
+        join = Join(
+            Epoch(epoch), blake3(self._states[epoch].numpy().tobytes()).digest(), float(self._workload.samples), _BANDWIDTH_BYTES_PER_S
+        )
         try:
             return await swarm.members[peer].averager.average_epoch(join, own_D)
         except RoundError as error:

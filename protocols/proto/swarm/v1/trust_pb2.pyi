@@ -51,18 +51,16 @@ class Reduction(_message.Message):
     def __init__(self, first_plan_digest: _Optional[bytes] = ..., blocks: _Optional[_Iterable[int]] = ..., block_hashes: _Optional[_Iterable[bytes]] = ..., radii: _Optional[_Iterable[float]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Share(_message.Message):
-    __slots__ = ("sealed_commitment", "share", "attempt", "relayed", "committed")
+    __slots__ = ("sealed_commitment", "share", "attempt", "relayed")
     SEALED_COMMITMENT_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     RELAYED_FIELD_NUMBER: _ClassVar[int]
-    COMMITTED_FIELD_NUMBER: _ClassVar[int]
     sealed_commitment: bytes
     share: bytes
     attempt: int
     relayed: _containers.RepeatedCompositeFieldContainer[MemberShare]
-    committed: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, sealed_commitment: _Optional[bytes] = ..., share: _Optional[bytes] = ..., attempt: _Optional[int] = ..., relayed: _Optional[_Iterable[_Union[MemberShare, _Mapping]]] = ..., committed: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, sealed_commitment: _Optional[bytes] = ..., share: _Optional[bytes] = ..., attempt: _Optional[int] = ..., relayed: _Optional[_Iterable[_Union[MemberShare, _Mapping]]] = ...) -> None: ...
 
 class MemberShare(_message.Message):
     __slots__ = ("member", "sealed_commitment", "share")
