@@ -129,7 +129,7 @@ class Court:
     def _spread(self, peers: Iterable[PeerId]) -> None:
         """Show fresh bans to whoever we meet: through the groups of an epoch they reach everybody."""
         fresh = [ban for peer in self._fresh if (ban := self._context.ledger.of(peer))]
-        for peer in set(peers) if fresh else ():
+        for peer in dict.fromkeys(peers) if fresh else ():  # in an order that does not depend on the process
             for ban in fresh:
                 told = self._told.setdefault(ban.accused, set())
                 if peer not in told:
