@@ -14,13 +14,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peers.averaging.context import Blame, MemberContext
 from peers.averaging.evidence import Evidence, read_reduction
 from peers.averaging.liveness import ALIVE, alongside, beat_forever, beat_until, has_ended, next_real_frame, plain_remote_errors
 from peers.interfaces import Endpoint, Stream
-from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal
+from protocols.errors import LocalProtocolError, RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal
 from protocols.ids import PeerId
 from protocols.messages import Plan, parse, require
 from protocols.proto.swarm.v1 import control_pb2
@@ -73,6 +73,10 @@ class VerifyingHooks:
     convict: Callable[[PeerId, str, bytes, bytes], None]
 
 
+def _no_more_checks(_coin: bytes) -> Check:
+    raise LocalProtocolError("a check of a round whose verification is over")
+
+
 class Verifying:
     """Of one round, seen by one member.
 
@@ -119,6 +123,7 @@ class Verifying:
             return None
         finally:
             self._finished = True
+            self._hooks = replace(self._hooks, make_check=_no_more_checks)  # we are remembered for a while, and the result is large
             self._tell()
 
     def share(self, asker: PeerId, request: bytes) -> bytes:
