@@ -213,7 +213,7 @@ class NetworkThread:
 
     def _node_settings(self, libp2p: Libp2pNode, papers: Membership, now: SwarmTime) -> NodeSettings:
         signed, averaging = papers.signed, papers.signed.spec.averaging
-        codec, trust = codec_named(averaging.codec), trust_rules(signed.spec.trust)
+        codec, trust = codec_named(averaging.codec), trust_rules(signed.spec.trust, signed.spec.optimizer.target_batch_samples)
         rules = AveragingRules(signed.run_id, averaging.block_elems, codec, averaging.max_group, trust=trust)
         bandwidth = max(1, int(self._config.bandwidth_cap_bytes_per_s or MAX_BANDWIDTH_BYTES_PER_S))
         presence = Presence(

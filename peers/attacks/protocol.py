@@ -9,9 +9,9 @@ from peers.attacks.reducers import (
     Collude,
     LyingReducer,
     MuteReducer,
-    ShiftingReducer1,
-    ShiftingReducer001,
     ShiftingReducer0001,
+    ShiftingReducer001,
+    ShiftingReducer1,
     TwoFacedReducer,
     UnsignedTwoFacedReducer,
 )

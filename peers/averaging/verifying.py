@@ -181,7 +181,9 @@ class Verifying:
                 relayed = await self._look_for(shown, stream.peer)
                 await stream.send(_A_SHARE + self._share_message(shown.attempt + 1, relayed))
             await self._accept_coin(shown, leader)
-            await stream.send(_A_CHECK + await self._sealed_check())
+            own_check = await self._sealed_check()
+            if self._context.conduct.reports(stream.peer):
+                await stream.send(_A_CHECK + own_check)
             checks = bytes(await next_real_frame(stream, self._context.rules.stall_timeout_s))
             await self._accept_checks(parse(pb.Checks, checks, stream.peer), stream.peer)
             self._log = [message, checks]
@@ -302,7 +304,8 @@ class Verifying:
         for sealed in shown.sealed:
             member, check = await self._read_check(bytes(sealed), leader)
             checks[member] = (bytes(sealed), check)
-        require(self._own_check is not None and self._me in checks, leader, "checks without ours")
+        left_out = self._me not in checks and self._context.conduct.reports(leader)
+        require(not left_out, leader, "checks without ours")
         self._checks = checks
 
     async def _read_check(self, sealed: bytes, by: PeerId) -> tuple[int, Check]:

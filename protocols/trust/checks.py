@@ -199,7 +199,7 @@ def reductions_differ(claimed_E: torch.Tensor, found_E: torch.Tensor, facts: Blo
         spread: of the parts around it: the largest distance that counts, at most the radius.
     """
     distance = block_norm(claimed_E - found_E)
-    return distance > 2 * facts.codec_error + 100 * _ROUNDING * (facts.norm + spread) + 1e-30
+    return distance > 2 * facts.codec_error + 2 * _ROUNDING * (facts.norm + spread) + 1e-30
 
 
 def _factor(distance: float, radius: float) -> float:
