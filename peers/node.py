@@ -207,7 +207,7 @@ class Node:
     async def _recall_bans(self, averager: Averager) -> None:
         """Believe again what we knew the last time, from its proofs; then tell of what is new."""
         if averager.guarding:
-            await averager.guarding.court.learn(self._settings.proofs, self._me)
+            await averager.guarding.court.recall(self._settings.proofs)
             averager.guarding.on_ban = self._banned
 
     async def _learn_bans(self, averager: Averager) -> None:

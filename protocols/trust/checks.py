@@ -135,9 +135,9 @@ def doubts(distance: float, part_norm: float) -> bool:
     return distance > DOUBT_TIMES * part_norm
 
 
-def figures_differ(claimed: Figures, found: Figures) -> bool:
-    """Verification 1: whether what a contributor said of its part is not so."""
-    allowed = 10 * _ROUNDING * (found.distance + 1e-30)
+def figures_differ(claimed: Figures, found: Figures, margin: float = 1.0) -> bool:
+    """Verification 1: whether what a contributor said of its part is not so; with a margin, so clearly that nobody can find otherwise."""
+    allowed = margin * 10 * _ROUNDING * (found.distance + 1e-30)
     return abs(claimed.projection - found.projection) > allowed or abs(claimed.distance - found.distance) > allowed
 
 
