@@ -44,7 +44,7 @@ def load_ledger(state_dir: Path, run: RunId, authority_key: bytes, clock: Clock)
     for proof in proofs:
         try:
             opener = lambda kind, sealed: open_old_envelope(sealed, kind, run, clock.now(), membership)  # noqa: E731
-            ledger.add(check_ban(proof, opener, Epoch(0), lambda *_: 0, None))
+            ledger.add(check_ban(proof, opener, Epoch(0), lambda *_: 1, None))
         except RemoteProtocolError as error:
             log.warning("a ban that was remembered is forgotten: %s", error)
     return ledger

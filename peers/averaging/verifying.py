@@ -103,6 +103,7 @@ class Verifying:
         self._coin = b""
         self._shown: dict[int, Commitment] = {}
         self._own_check: tuple[bytes, Check] | None = None
+        self._made: dict[bytes, tuple[bytes, Check]] = {}
         self._in_touch: set[int] = set()
         self._gone: set[int] = set()
         self._changed = asyncio.Event()
@@ -138,6 +139,11 @@ class Verifying:
         if not self._context.conduct.shows_share(asker):
             raise RemoteRefusal(asker, "no-share", "this member does not show its share")
         return self._own_share(m.attempt).SerializeToString()
+
+    def sealed_commitment(self, member: int) -> bytes | None:
+        """A member's signed commitment, if anybody has shown it to us."""
+        known = self._commitments.get(member)
+        return known[0] if known else None
 
     def _own_share(self, attempt: int) -> pb.MemberShare:
         sealed = self._evidence.committed[self._me].sealed
@@ -250,7 +256,7 @@ class Verifying:
         if known and known[0] == sealed:
             return known[1]
         peer = self._plan.members[member].peer
-        signer, payload = await self._context.heavy(lambda: self._context.notary.open(COMMITMENT, sealed))
+        signer, payload = await self._context.heavy(lambda: self._context.notary.open_old(COMMITMENT, sealed))
         require(signer == peer, by, "a commitment of somebody else")
         commitment = Commitment.decode(payload, by)
         require(commitment.first_plan_digest == self._evidence.digest, by, "a commitment to another round")
@@ -280,22 +286,24 @@ class Verifying:
         held = {known for attempts in self._evidence.reductions.values() for known, _ in attempts.values()}
         if sealed in held:
             return
-        signer = (await self._context.heavy(lambda: self._context.notary.open("reduction", sealed)))[0]
+        signer = (await self._context.heavy(lambda: self._context.notary.open_old("reduction", sealed)))[0]
         member = self._plan.index_of(signer)
         if member is None:
             raise RemoteProtocolError(by, "a reduction of a stranger")
         reduction = read_reduction(self._context, self._evidence.digest, signer, sealed)
+        if not self._evidence.was_to_make(member, reduction):  # of a repair that we know otherwise, or made up: it says nothing
+            return
         known = self._evidence.reductions.setdefault(member, {}).setdefault(reduction.attempt, (sealed, reduction))
         if known[1] != reduction:
             self._hooks.convict(signer, "reduction", known[0], sealed)
 
     async def _sealed_check(self) -> bytes:
-        """Our check, made once for a coin."""
-        if self._own_check is None or self._own_check[1].coin != self._coin:
-            coin = self._coin
+        """Our check, made once for a coin, even if leaders show one coin, another one, and the first again: two would convict us."""
+        coin = self._coin
+        if coin not in self._made:
             check = self._context.conduct.check(await self._context.heavy(lambda: self._hooks.make_check(coin)))
-            sealed = self._context.notary.seal(CHECK, check.encode())
-            self._own_check = (sealed, check)
+            self._made[coin] = (self._context.notary.seal(CHECK, check.encode()), check)
+        self._own_check = self._made[coin]
         return self._own_check[0]
 
     async def _accept_checks(self, shown: pb.Checks, leader: PeerId) -> None:
@@ -309,7 +317,7 @@ class Verifying:
         self._checks = checks
 
     async def _read_check(self, sealed: bytes, by: PeerId) -> tuple[int, Check]:
-        signer, payload = await self._context.heavy(lambda: self._context.notary.open(CHECK, sealed))
+        signer, payload = await self._context.heavy(lambda: self._context.notary.open_old(CHECK, sealed))
         member = self._plan.index_of(signer)
         if member is None:
             raise RemoteProtocolError(by, "a check of a stranger")

@@ -197,9 +197,9 @@ def doubt_differs(doubted: bool, found: Figures) -> bool:
     return clear and doubted != doubts(found.distance, found.length)
 
 
-def figures_differ(claimed: Figures, found: Figures) -> bool:
-    """Verification 1: whether what a contributor said of its part is not so."""
-    allowed = 10 * _ROUNDING * (found.distance + 1e-30)
+def figures_differ(claimed: Figures, found: Figures, margin: float = 1.0) -> bool:
+    """Verification 1: whether what a contributor said of its part is not so; with a margin, so clearly that nobody can find otherwise."""
+    allowed = margin * 10 * _ROUNDING * (found.distance + 1e-30)
     return abs(claimed.projection - found.projection) > allowed or abs(claimed.distance - found.distance) > allowed
 
 
