@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from peers.averaging.attempts import average_by_plan
+from peers.averaging.coin_table import CoinHooks
 from peers.averaging.context import Blame, Expected, MemberContext
 from peers.averaging.court import Court
 from peers.averaging.evidence import Brought, Evidence, Vouched
@@ -133,12 +134,12 @@ class VerifiedRounds:
 
     def _hooks(self, evidence: Evidence, plan: Plan, result: RoundResult) -> VerifyingHooks:
         digest = evidence.digest
-        return VerifyingHooks(
-            lambda coin: self._make_check(evidence, plan, result, coin),
+        coin = CoinHooks(
             self._blame,
             lambda peer: self._court.judge(digest, peer, Offence.WITHHELD_COIN),
             lambda peer, kind, one, other: self._court.convict(peer, Offence.EQUIVOCATION, [(kind, one), (kind, other)]),
         )
+        return VerifyingHooks(lambda value: self._make_check(evidence, plan, result, value), coin)
 
     def _make_check(self, evidence: Evidence, plan: Plan, result: RoundResult, coin: bytes) -> Check:
         """Our figures. Runs in the pool."""
