@@ -17,6 +17,7 @@ from scripts.fuzzing.target import Target
 
 ENGINES = ("auto", "atheris", "hypothesis", "mutate")
 _HYPOTHESIS_BATCH = 100
+_FROM_SEEDS = 0.3
 
 
 class Session(Protocol):
@@ -44,9 +45,10 @@ def atheris_installed() -> bool:
 
 def mutate(session: Session, seed: int, dictionary: Sequence[bytes], scratch: Path) -> None:
     """Ours: structure-aware mutations of inputs that reached something new."""
-    mutator = Mutator(random.Random(seed), session.target.form, session.target.input_bytes, dictionary)
-    while not session.over:
-        session.run(mutator.mutated(session.pool))
+    chance, seeds = random.Random(seed), session.target.seeds()
+    mutator = Mutator(chance, session.target.form, session.target.input_bytes, dictionary)
+    while not session.over:  # most of the pool is refused early, and what is nearly valid gets further
+        session.run(mutator.mutated(seeds if chance.random() < _FROM_SEEDS else session.pool))
 
 
 def hypothesis(session: Session, seed: int, dictionary: Sequence[bytes], scratch: Path) -> None:

@@ -108,8 +108,9 @@ class Mutator:
         if draw < 0.12:
             return [*parts, parts[at]]
         if draw < 0.16:
-            size = max(len(head) + len(body) + 1, 1)
-            return parts + [parts[at]] * min(chance.choice((2, 17, 65, 300, 5000, 10**7)), self._most_bytes // size)
+            part = (head, body) if chance.random() < 0.5 else (head, b"")  # many of the smallest is what costs a reader most
+            size = max(len(head) + len(part[1]) + 1, 1)
+            return parts + [part] * min(chance.choice((2, 17, 65, 300, 5000, 10**7)), self._most_bytes // size)
         if draw < 0.20:
             other = chance.randrange(len(parts))
             parts[at], parts[other] = parts[other], parts[at]

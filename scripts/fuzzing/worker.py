@@ -6,8 +6,8 @@ Each engine has its seconds. Lines: {"new": input}, {"finding", "input"}, {"coun
 of the corpus that reaches what no shorter one reaches, and {"done"}. Inputs are in base64.
 
 Every input is first written to the box, so that whoever watches can name it if this process dies or never comes back. The processor time of
-one input is bounded by a timer, the memory of the process by the kernel, and what an input makes Python allocate is measured if it reached
-something new.
+one input is bounded by a timer, the memory of the process by the kernel, and what an input makes Python allocate is measured if it took
+long or reached something new.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ from scripts.fuzzing.targets import TARGETS
 
 HANG_S = 1.0
 """Processor time that one input may take, read three times."""
+
+SLOW_S = 0.1
+"""Processor time from which on memory is measured, too."""
 
 HEADROOM_BYTES = 512 * 2**20
 """Address space that a process may take beyond what it has when it begins."""
@@ -109,12 +112,16 @@ class Session:
         data = bytes(data[: self.target.input_bytes])
         self._box.put(self.executions, data)
         self.executions += 1
+        began_s = time.process_time()
         seen = self._guarded(data)
+        slow = time.process_time() - began_s > SLOW_S
         finding = seen.finding or self._grown()
-        if finding is None and self._traced and self.coverage.is_news(seen.refusal):
+        news = finding is None and self._traced and self.coverage.is_news(seen.refusal)
+        if news:
             self.pool.append(data)
             if data not in self._seeds:
                 say(new=_text(data))
+        if finding is None and (news or slow):
             finding = self._allocated(data)
         if finding is not None and finding not in self._told:
             self._told.add(finding)
