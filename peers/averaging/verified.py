@@ -40,6 +40,7 @@ class Case:
         plan: of the last attempt.
         result: as agreed on.
         verified: coin and checks; None if nobody led the verification through.
+        agreed: names the result that the group had agreed on.
         put_right: blocks of the result that the group had agreed on otherwise.
     """
 
@@ -47,12 +48,14 @@ class Case:
     plan: Plan
     result: RoundResult
     verified: Verified | None
+    agreed: bytes
     put_right: set[BlockIndex] = field(default_factory=set)
 
     @property
     def checks(self) -> dict[int, Check]:
-        """What members reported, by index."""
-        return {i: check for i, (_, check) in self.verified.checks.items()} if self.verified else {}
+        """What members reported of the result that we hold, by index. Whoever speaks of another one says nothing about this."""
+        reported = self.verified.checks if self.verified else {}
+        return {i: check for i, (_, check) in reported.items() if check.result_hash == self.agreed}
 
     def certificate(self) -> tuple[bytes, ...]:
         """Sealed checks of those who hold our result: they vouch for it in the next round."""
@@ -106,7 +109,8 @@ class VerifiedRounds:
         last_plan, result, commit = await average_by_plan(self._context, self._rounds, plan, own_D, self._blame, evidence)
         verifying = Verifying(self._context, evidence, last_plan, self._hooks(evidence, last_plan, result), self._rounds.usual_exchange_s)
         self._rounds.verifyings.put(evidence.digest, verifying)
-        case = Case(evidence, last_plan, result, await verifying.run())
+        agreed = input_hash(result.contents, evidence.digest)
+        case = Case(evidence, last_plan, result, await verifying.run(), agreed)
         self.cases[evidence.digest] = case
         self._concluded.put(evidence.digest, case)
         if case.verified is None:
