@@ -5,7 +5,6 @@ Nothing here is believed before it is checked: parts are kept with the hash that
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -89,7 +88,7 @@ class Evidence:
         if me is None:
             raise ValueError("evidence of a round that we are not in")
         self.me = me
-        self.secret = CoinSecret(self.digest, context.me, secrets.token_bytes(32))
+        self.secret = CoinSecret(self.digest, context.me, context.secret_bytes(32))
         self.parts: dict[tuple[int, BlockIndex], BytesLike] = {}
         self.committed: dict[int, Committed] = {}
         self.reductions: dict[int, dict[int, tuple[bytes, Reduction]]] = {}

@@ -18,7 +18,16 @@ from protocols.frames import BlockBytes, FrameKind
 from protocols.ids import BlockIndex, PeerId
 from protocols.messages import Plan
 from protocols.parts import Part
-from protocols.trust.checks import BlockFacts, Figures, block_norm, codec_error, doubt_differs, figures_differ, figures_of, reductions_differ
+from protocols.trust.checks import (
+    BlockFacts,
+    Figures,
+    block_norm,
+    codec_error,
+    doubt_differs,
+    figures_differ,
+    figures_of,
+    reductions_differ,
+)
 from protocols.trust.offences import Offence
 from protocols.trust.statements import Check
 
