@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -66,12 +66,14 @@ class Played:
         bans: of each honest member's ledger: banned member -> offence.
         results: of each epoch: what the honest members hold, those that ended well.
         epochs: that were played.
+        judgements: whom anybody found guilty of what, banned or not.
     """
 
     scene: Scene
     bans: list[dict[int, str]]
     results: list[list[torch.Tensor]]
     epochs: int = 0
+    judgements: set[tuple[int, str]] = field(default_factory=set)
 
     def everybody_bans(self, offence: str) -> bool:
         """Whether every honest member bans all attackers for this, and nobody else."""
@@ -125,6 +127,8 @@ async def play(attack: str, scene: Scene, epochs: int, until: Callable[[Played],
             played.results.append([done.vector_D.clone() for done in averaged(_of(outcomes, present, scene))])
             ledgers = [swarm.members[number].ledger for number in scene.honest]
             played.bans = [{numbers[ban.accused]: ban.offence.value for ban in ledger.bans} for ledger in ledgers]
+            guardings = [guarding for number in scene.honest if (guarding := swarm.members[number].averager.guarding)]
+            played.judgements |= {(numbers[peer], found.value) for guarding in guardings for peer, found in guarding.court.judged}
             played.epochs += 1
             if until(played):
                 break
