@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 
 from peers.attacks.ring import Attacker
+from protocols.content import block_hash, content_hash
 from protocols.frames import BlockBytes
 from protocols.ids import BlockIndex, PeerId
-from protocols.messages import block_hash, content_hash
 from protocols.trust.checks import DOUBTERS, figures_of
 from protocols.trust.statements import Check, Reduction
 
@@ -43,7 +43,7 @@ class ShiftingReducer(LyingReducer):
 
     def lie(self, mean_E: torch.Tensor) -> torch.Tensor:
         """See `LyingReducer.lie`."""
-        return mean_E + self.shift * mean_E.norm() * self.ring.direction(mean_E.numel())
+        return mean_E + self.shift * float(mean_E.norm()) * self.ring.direction(mean_E.numel())
 
 
 class ShiftingReducer0001(ShiftingReducer):

@@ -122,7 +122,7 @@ class MemberContext:
         memory: for blocks and results.
         ledger: who is banned; grows while we live.
         conduct: how we behave.
-        secret_bytes: draws what nobody may foresee.
+        random_bytes: gives as many random bytes as asked for; another one where everything is drawn from a seed.
     """
 
     me: PeerId
@@ -137,7 +137,7 @@ class MemberContext:
     memory: KeptMemory = field(default_factory=KeptMemory)
     ledger: Ledger = field(default_factory=Ledger)
     conduct: Conduct = HONEST
-    secret_bytes: Callable[[int], bytes] = secrets.token_bytes
+    random_bytes: Callable[[int], bytes] = secrets.token_bytes
 
     async def heavy(self, work: Callable[[], T]) -> T:
         """Run numeric work off the event loop."""

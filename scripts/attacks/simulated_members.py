@@ -66,7 +66,7 @@ class SimulatedMembers:
             transport, directory, ledger = SimulatedTransport(self._network, peer), FixedDirectory(peer, endpoints), Ledger()
             conduct = self._conducts.get(peer, HONEST)
             context = MemberContext(
-                peer, transport, directory, KeyNotary(key), self._rules, tasks, ledger=ledger, conduct=conduct, secret_bytes=draw
+                peer, transport, directory, KeyNotary(key), self._rules, tasks, ledger=ledger, conduct=conduct, random_bytes=draw
             )
             averager = Averager(context, _ignored, replayer=self._replayer)
             await self._stack.enter_async_context(transport.serve(averager.handlers))

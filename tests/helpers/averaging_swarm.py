@@ -120,7 +120,7 @@ class SimulatedSwarm:
                 transport = TamperedTransport(transport, self._tampers[number])
             directory, notary = FixedDirectory(peer, endpoints, undialable), KeyNotary(key)
             dialable, bandwidth = peer not in undialable, self.bandwidth_of(number)
-            settings: dict[str, Any] = {"dialable": dialable, "bandwidth": bandwidth, "ledger": Ledger(), "secret_bytes": draw}
+            settings: dict[str, Any] = {"dialable": dialable, "bandwidth": bandwidth, "ledger": Ledger(), "random_bytes": draw}
             conduct = self._conducts.get(number, HONEST)
             context = MemberContext(peer, transport, directory, notary, self.averaging, tasks, conduct=conduct, **settings)
             closed: list[Epoch] = []
