@@ -83,6 +83,8 @@ class Auditing:
         self._looked_into = {known for known in self._looked_into if known[2].epoch + 1 >= case.plan.epoch}
         for target in self._targets(case):
             self._start(self._audit(case, target), f"audit of {target.short}")
+        for liar in case.liars:
+            self._start(self._look_through(case, liar), f"looking through figures of member {liar}")
         for charge in self._context.conduct.accusations(case.evidence.plan):
             self._start(self._accuse(charge), f"accusation of {charge.accused.short}")
 
@@ -124,7 +126,8 @@ class Auditing:
         if self._context.conduct.finds(charge, guilty=True):
             self._court.judge(charge.first_plan_digest, charge.accused, charge.offence)
             await self._accuse(charge)
-            await self._look_at_reducer(case, charge)
+            if charge.offence is Offence.CHECK:
+                await self._look_through(case, member)
 
     async def _first_difference(self, case: Case, member: int) -> Charge | None:
         evidence = case.evidence
@@ -246,17 +249,27 @@ class Auditing:
         guilty = None if found is None else self._context.conduct.finds(charge, guilty=found)
         if guilty:
             self._court.judge(charge.first_plan_digest, charge.accused, charge.offence)
-            await self._look_at_reducer(case, charge)
+            if charge.offence is Offence.CHECK and (liar := case.evidence.plan.index_of(charge.accused)) is not None:
+                await self._look_through(case, liar)
         elif guilty is False:
             self._court.judge(charge.first_plan_digest, accuser, Offence.FALSE_ACCUSATION)
 
-    async def _look_at_reducer(self, case: Case, charge: Charge) -> None:
-        """False figures have no other use than to cover a false result of their block: find out whose that is."""
-        if charge.offence is not Offence.CHECK:
-            return
-        opened = await open_block(self._context, case.evidence, case.plan, case.result, charge.block, {})
-        for finding in opened.findings:
-            self._court.judge(charge.first_plan_digest, finding.peer, finding.offence)
+    async def _look_through(self, case: Case, liar: int) -> None:
+        """False figures have no other use than to cover false results. Find all of a member's, and whoever gained or lied in those blocks:
+        of those who lie together, the first who is found gives away the others.
+        """
+        for block in map(BlockIndex, range(case.evidence.blocks.count)):
+            holders = self._holders(case, liar, block)
+            if not await fetch_parts(self._context, case.evidence, liar, [block], holders):
+                continue
+            if not await self._context.heavy(lambda b=block: self._misreported(case, liar, b)):  # type: ignore[misc]
+                continue
+            opened = await open_block(self._context, case.evidence, case.plan, case.result, block, case.checks)
+            for finding in opened.findings:
+                if self._context.conduct.finds(
+                    Charge(case.evidence.digest, case.plan.epoch, finding.peer, finding.offence, block), guilty=True
+                ):
+                    self._court.judge(case.evidence.digest, finding.peer, finding.offence)
 
     async def _finding(self, case: Case, charge: Charge, accuser: PeerId) -> bool | None:
         """Whether the accused is guilty; None if we cannot know."""

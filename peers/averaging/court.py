@@ -72,6 +72,11 @@ class Court:
         """Whether a member is out."""
         return peer in self._context.ledger
 
+    @property
+    def judged(self) -> frozenset[tuple[PeerId, Offence]]:
+        """Whom anybody has found guilty of what, in the rounds that we remember."""
+        return frozenset((accused, offence) for _, accused, offence in self._judgements)
+
     # What we say
 
     def judge(self, first_plan_digest: bytes, accused: PeerId, offence: Offence) -> None:

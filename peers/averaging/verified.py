@@ -42,6 +42,7 @@ class Case:
         verified: coin and checks; None if nobody led the verification through.
         agreed: names the result that the group had agreed on.
         put_right: blocks of the result that the group had agreed on otherwise.
+        liars: members that had reported false figures of blocks that were looked at, by index.
     """
 
     evidence: Evidence
@@ -50,6 +51,7 @@ class Case:
     verified: Verified | None
     agreed: bytes
     put_right: set[BlockIndex] = field(default_factory=set)
+    liars: set[int] = field(default_factory=set)
 
     @property
     def checks(self) -> dict[int, Check]:
@@ -171,6 +173,9 @@ class VerifiedRounds:
             opened = await open_block(self._context, case.evidence, case.plan, case.result, block, case.checks)
             for finding in opened.findings:
                 self._court.judge(case.evidence.digest, finding.peer, finding.offence)
+                member = case.plan.index_of(finding.peer)
+                if finding.offence is Offence.CHECK and member is not None:
+                    case.liars.add(member)
             if opened.right is not None:
                 right = opened.right
                 part = self._context.rules.codec.open(right.data, case.result.blocks.elems(block))
