@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from protocols.aggregation import Aggregator, aggregator_named
+from protocols.aggregation.clipping import CenteredClip
 from protocols.errors import ConfigError
 from protocols.runspec import TrustSection
 
@@ -41,6 +42,11 @@ class TrustRules:
             settings["trim"] = min(liars, (parts - 1) // 2)
         seed = blake3(_BUCKET_DOMAIN + first_plan_digest).digest()
         return aggregator_named(self.aggregator, bucket=min(self.bucket, parts), seed=seed, **settings)
+
+    @property
+    def clips(self) -> bool:
+        """Whether reducers state a radius that they have observed."""
+        return self.aggregator == CenteredClip.name
 
     @property
     def vanishing(self) -> bool:
