@@ -9,7 +9,7 @@ import torch
 from protocols.frames import BlockBytes, BytesLike
 from protocols.ids import BlockIndex, Epoch, PeerId
 from protocols.messages import Join, Plan
-from protocols.trust.statements import Charge, Check, Commitment
+from protocols.trust.statements import Charge, Check, Commitment, Reduction
 
 
 class Conduct:
@@ -22,8 +22,8 @@ class Conduct:
         """What it brings to an epoch, and the samples that it claims for it."""
         return own_D, weight
 
-    def join(self, join: Join, to: PeerId | None) -> Join:
-        """What it says when it joins."""
+    def join(self, join: Join, to: PeerId) -> Join:
+        """What it says to a leader when it joins."""
         return join
 
     def sealed(self, kind: str, sealed: bytes) -> bytes:
@@ -50,8 +50,16 @@ class Conduct:
         """What it returns of a reduced block to one member."""
         return item
 
+    def reduction(self, reduction: Reduction, to: PeerId) -> Reduction:
+        """What it signs for the blocks that it has returned to one member."""
+        return reduction
+
     def shows_share(self, to: PeerId) -> bool:
         """Whether it shows its share of the coin when it is due."""
+        return True
+
+    def reports(self, to: PeerId) -> bool:
+        """Whether it tells a leader what it finds of its own part and the result."""
         return True
 
     def check(self, check: Check) -> Check:

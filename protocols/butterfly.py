@@ -32,8 +32,9 @@ def senders_of(plan: Plan) -> frozenset[int]:
     before only the first: what several hold counts once, so the mean stays exact however a swarm fits its grid.
     """
     first: dict[bytes, int] = {}
+    weights = plan.weights
     for i, member in enumerate(plan.members):
-        if plan.weights[i] > 0 and i not in plan.absent:
+        if weights[i] > 0 and i not in plan.absent:
             first.setdefault(_brought(member), i)
     return frozenset(first.values())
 

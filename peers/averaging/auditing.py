@@ -14,12 +14,12 @@ from peers.averaging.court import Court
 from peers.averaging.opening import open_block
 from peers.averaging.parts_transfer import fetch_parts
 from peers.averaging.verified import Case, VerifiedRounds
-from protocols.butterfly import blocks_reduced_by, reducers_of
+from protocols.butterfly import blocks_reduced_by, reducers_of, senders_of
 from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RoundError
 from protocols.ids import BlockIndex, Epoch, PeerId
 from protocols.messages import require
 from protocols.trust.audits import blocks_in_audit_order, contribution_differs, draw_audits
-from protocols.trust.checks import Figures, figures_differ, figures_of
+from protocols.trust.checks import Figures, doubt_differs, figures_differ, figures_of
 from protocols.trust.offences import Offence
 from protocols.trust.statements import ACCUSATION, Charge
 
@@ -104,9 +104,8 @@ class Auditing:
         if rules is None or case.verified is None:
             return []
         plan, said = case.evidence.plan, case.verified.commitments
-        worked = {plan.members[i].peer: plan.weights[i] > 0 for i in sorted(said) if said[i].samples > 0}
-        proven = [peer for peer, counts in worked.items() if counts]
-        newcomers = [peer for peer, counts in worked.items() if not counts]
+        proven = [plan.members[i].peer for i in sorted(senders_of(plan))]  # whether or not they have shown their share
+        newcomers = [plan.members[i].peer for i in sorted(said) if said[i].samples > 0 and not plan.weights[i]]
         audits = draw_audits(case.evidence.coin, proven, newcomers, rules.auditors)
         return [audit.target for audit in audits if audit.auditor == self._context.me]
 
@@ -125,6 +124,7 @@ class Auditing:
         if self._context.conduct.finds(charge, guilty=True):
             self._court.judge(charge.first_plan_digest, charge.accused, charge.offence)
             await self._accuse(charge)
+            await self._look_at_reducer(case, charge)
 
     async def _first_difference(self, case: Case, member: int) -> Charge | None:
         evidence = case.evidence
@@ -170,7 +170,8 @@ class Auditing:
         start, stop = case.evidence.blocks.span(block)
         part_E = self._context.rules.codec.open(data, stop - start)
         found = figures_of(part_E, case.result.averaged_D[start:stop], check.coin, block)
-        return figures_differ(Figures(check.projections[block], check.distances[block]), found, margin)
+        false_doubt = doubt_differs(block in check.doubted, found)
+        return false_doubt or figures_differ(Figures(check.projections[block], check.distances[block]), found, margin)
 
     def _charge(self, case: Case, member: int, offence: Offence, block: BlockIndex) -> Charge:
         plan = case.evidence.plan
@@ -186,8 +187,12 @@ class Auditing:
         """Each contribution is computed once in each arithmetic, however many look into it."""
         plan = case.evidence.plan
         member = plan.index_of(peer)
-        said = case.verified.commitments.get(member) if case.verified and member is not None else None
-        if member is None or said is None or not said.samples:
+        if member is None:
+            return None
+        said = case.verified.commitments.get(member) if case.verified else None
+        if said is None and (heard := case.evidence.committed.get(member)):
+            said = heard.commitment
+        if said is None or not said.samples:
             return None
         replay = Replay(peer, plan.epoch, said.first_sample, said.samples, plan.members[member].join.state_hash, bf16)
         known = self._replayed.get(replay)
@@ -208,7 +213,7 @@ class Auditing:
         if case is None:
             return
         sealed = self._context.notary.seal(ACCUSATION, charge.encode_accusation())
-        others = [member.peer for member in case.evidence.plan.members if member.peer not in (self._context.me, charge.accused)]
+        others = [member.peer for member in case.evidence.plan.members if member.peer != self._context.me]  # the accused may know better
         await asyncio.gather(*(self._send(peer, sealed) for peer in others))
 
     async def _send(self, peer: PeerId, sealed: bytes) -> None:
@@ -223,7 +228,7 @@ class Auditing:
     async def _on_accusation(self, sender: PeerId, request: bytes) -> bytes:
         accuser, payload = await self._context.heavy(lambda: self._context.notary.open(ACCUSATION, request))
         charge = Charge.decode_accusation(payload, accuser)
-        case = self._verified.cases.get(charge.first_plan_digest)
+        case = await self._verified.case_of(charge.first_plan_digest)
         if case is None:
             raise RemoteRefusal(sender, "unknown-plan", "this member cannot look into that round")
         plan = case.evidence.plan
@@ -241,8 +246,17 @@ class Auditing:
         guilty = None if found is None else self._context.conduct.finds(charge, guilty=found)
         if guilty:
             self._court.judge(charge.first_plan_digest, charge.accused, charge.offence)
+            await self._look_at_reducer(case, charge)
         elif guilty is False:
             self._court.judge(charge.first_plan_digest, accuser, Offence.FALSE_ACCUSATION)
+
+    async def _look_at_reducer(self, case: Case, charge: Charge) -> None:
+        """False figures have no other use than to cover a false result of their block: find out whose that is."""
+        if charge.offence is not Offence.CHECK:
+            return
+        opened = await open_block(self._context, case.evidence, case.plan, case.result, charge.block, {})
+        for finding in opened.findings:
+            self._court.judge(charge.first_plan_digest, finding.peer, finding.offence)
 
     async def _finding(self, case: Case, charge: Charge, accuser: PeerId) -> bool | None:
         """Whether the accused is guilty; None if we cannot know."""

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from peers.averaging.context import MemberContext
+from peers.interfaces import Endpoint
 from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal
 from protocols.ids import PUBLIC_KEY_BYTES, Epoch, PeerId
 from protocols.messages import Plan, SealedJoin, parse, require
@@ -97,7 +98,7 @@ class Court:
         except RemoteProtocolError as error:
             log.info("no proof against %s: %s", accused.short, error)
             return
-        if self._take(ban):
+        if self._convicted(ban):
             self._spread(member.peer for plan in list(self._plans.values())[-4:] for member in plan.members)
 
     def check_join(self, join: SealedJoin) -> None:
@@ -121,8 +122,17 @@ class Court:
             if commitment is not None and len(commitment) > MAX_JUDGEMENT_BYTES:
                 commitment = None
             proof = ban_by_judgements(accused, offence, plan, [words[juror] for juror in sorted(words)], commitment)
-            self._take(Ban(accused, offence, plan.epoch, proof))
+            self._convicted(Ban(accused, offence, plan.epoch, proof))
             self._told[accused] = {member.peer for member in plan.members}
+
+    def _convicted(self, ban: Ban) -> bool:
+        """A ban that we have seen come about: its member is shown the proof, so that it knows why nobody talks to it any more."""
+        endpoint = self._context.directory.endpoint(ban.accused)  # which leaves it out from now on
+        if not self._take(ban):
+            return False
+        if endpoint:
+            self._context.tasks.create_task(self._call(endpoint, BAN, ban.proof), name=f"ban shown to {ban.accused.short}")
+        return True
 
     def _take(self, ban: Ban) -> bool:
         if not self._context.ledger.add(ban):
@@ -137,7 +147,7 @@ class Court:
     def _spread(self, peers: Iterable[PeerId]) -> None:
         """Show fresh bans to whoever we meet: through the groups of an epoch they reach everybody."""
         fresh = [ban for peer in self._fresh if (ban := self._context.ledger.of(peer))]
-        for peer in set(peers) if fresh else ():
+        for peer in dict.fromkeys(peers) if fresh else ():  # in an order that does not depend on the process
             for ban in fresh:
                 told = self._told.setdefault(ban.accused, set())
                 if peer not in told:
@@ -146,13 +156,11 @@ class Court:
 
     def _tell(self, peers: Iterable[PeerId], method: str, message: bytes) -> None:
         for peer in peers:
-            if peer != self._context.me and not self.is_banned(peer):
-                self._context.tasks.create_task(self._call(peer, method, message), name=f"{method} to {peer.short}")
+            endpoint = self._context.directory.endpoint(peer)
+            if peer != self._context.me and endpoint:
+                self._context.tasks.create_task(self._call(endpoint, method, message), name=f"{method} to {peer.short}")
 
-    async def _call(self, peer: PeerId, method: str, message: bytes) -> None:
-        endpoint = self._context.directory.endpoint(peer)
-        if endpoint is None:
-            return
+    async def _call(self, endpoint: Endpoint, method: str, message: bytes) -> None:
         try:
             await self._context.transport.call(endpoint, method, message, timeout_s=self._context.rules.stall_timeout_s)
         except RemoteError as error:

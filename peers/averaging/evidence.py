@@ -6,19 +6,18 @@ none is too old to count: a round may take longer than a signed message is belie
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from peers.averaging.context import MemberContext
-from protocols.butterfly import senders_of
+from protocols.content import content_hash, input_hash
 from protocols.errors import RemoteProtocolError, RoundError
 from protocols.frames import BytesLike
 from protocols.ids import BlockIndex, PeerId
 from protocols.layout import Blocks
-from protocols.messages import Plan, content_hash, input_hash, parse, require, require_hashes
+from protocols.messages import Plan, parse, require, require_hashes
 from protocols.proto.swarm.v1 import trust_pb2 as pb
 from protocols.trust.coin import CoinSecret
 from protocols.trust.statements import COMMITMENT, MAX_STATEMENT_BYTES, REDUCTION, Commitment, Reduction, hashes_root
@@ -90,7 +89,7 @@ class Evidence:
         if me is None:
             raise ValueError("evidence of a round that we are not in")
         self.me = me
-        self.secret = CoinSecret(self.digest, context.me, secrets.token_bytes(32))
+        self.secret = CoinSecret(self.digest, context.me, context.random_bytes(32))
         self.parts: dict[tuple[int, BlockIndex], BytesLike] = {}
         self.committed: dict[int, Committed] = {}
         self.reductions: dict[int, dict[int, tuple[bytes, Reduction]]] = {}
@@ -105,7 +104,8 @@ class Evidence:
 
     async def commit(self) -> None:
         """Encode and hash what we bring, and sign for it."""
-        brings = self.me in senders_of(self.plan) or self._brought.samples > 0
+        # of those that bring one result the next one sends it when the first is gone: all of them commit to it
+        brings = self.plan.weights[self.me] > 0 or self._brought.samples > 0
         contents = await self._context.heavy(self._encode_all) if brings else ()
         self._own_D = torch.empty(0)
         commitment = Commitment(

@@ -201,7 +201,11 @@ class Exchange:
     async def _contribute_to_self(self) -> None:
         if self._me in senders_of(self._plan):
             for block in self._reducing.blocks:
-                part_E = await self._context.heavy(lambda b=block: self._own_part(b))  # type: ignore[misc]
+                try:
+                    part_E = await self._context.heavy(lambda b=block: self._own_part(b))  # type: ignore[misc]
+                except ValueError as error:  # nobody else could read it either
+                    self._reducing.leave_out(self._me, f"our own block {block} cannot be read: {error}")
+                    return
                 self._reducing.part_arrived(self._me, block, part_E)
 
     def _own_part(self, block: BlockIndex) -> Part:

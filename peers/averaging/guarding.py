@@ -15,10 +15,11 @@ from peers.averaging.result import RoundResult
 from peers.averaging.rounds import Rounds
 from peers.averaging.serving import Guards
 from peers.averaging.verified import Case, VerifiedRounds
+from protocols.content import input_hash
 from protocols.errors import RemoteError, RemoteProtocolError, RoundError
 from protocols.grid import Placement
 from protocols.ids import Epoch, PeerId
-from protocols.messages import Commit, Plan, SealedJoin, input_hash
+from protocols.messages import Commit, Plan, SealedJoin
 from protocols.trust.certifying import CertifiedResult, check_certificate
 from protocols.trust.ledger import Ban
 from protocols.trust.statements import Commitment

@@ -105,7 +105,8 @@ async def ask_to_join(context: MemberContext, leader: PeerId, own: SealedJoin, s
     if endpoint is None:
         raise RemoteTimeout(leader, "it cannot be dialled")
     async with context.transport.stream(endpoint, JOIN, timeout_s=patience_s) as stream:
-        await stream.send(own.sealed)
+        said = context.conduct.join(own.join, leader)
+        await stream.send(own.sealed if said is own.join else context.notary.seal(JOIN, said.encode()))
         answer = bytes(await next_real_frame(stream, context.rules.stall_timeout_s))
     reply = parse(pb.JoinReply, answer, leader)
     if reply.HasField("commit"):

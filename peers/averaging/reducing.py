@@ -52,6 +52,7 @@ class Reducing:
         self._reduced: list[BlockBytes] = []
         self._radii: dict[BlockIndex, float] = {}
         self._statement: bytes = b""
+        self._said: Reduction | None = None
         self._orders: asyncio.Queue[ReduceBlock] = asyncio.Queue()
         self._news = asyncio.Event()
         self._finished = not self._parts
@@ -112,6 +113,7 @@ class Reducing:
         hashes = tuple(self._result.hashes[block] for block in blocks)
         radii = tuple(max(self._radii.get(block, math.inf), _LEAST_RADIUS) for block in blocks)
         reduction = Reduction(evidence.digest, self._terms.plan.attempt, blocks, hashes, radii)
+        self._said = reduction
         sealed = self._terms.context.notary.seal(REDUCTION, reduction.encode())
         evidence.note_reduction(evidence.me, sealed)
         return sealed
@@ -267,8 +269,15 @@ class Reducing:
                 sent += 1
         if self._abandoned:
             raise RemoteRefusal(stream.peer, ABANDONED, "this member has stopped averaging")
-        if self._statement:
-            await stream.send(self._terms.context.conduct.sealed(REDUCTION, self._statement))
+        if self._said:
+            await stream.send(self._statement_to(self._said, stream.peer))
+
+    def _statement_to(self, own: Reduction, member: PeerId) -> bytes:
+        """What we have signed of our blocks, for one member."""
+        context = self._terms.context
+        said = context.conduct.reduction(own, member)
+        sealed = self._statement if said is own else context.notary.seal(REDUCTION, said.encode())
+        return context.conduct.sealed(REDUCTION, sealed)
 
     def _news_after(self, sent: int) -> Callable[[], Awaitable[None]]:
         """Waits until there is more than `sent` blocks to give, or all that there will be."""

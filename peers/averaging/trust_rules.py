@@ -26,6 +26,8 @@ class TrustRules:
     weight_cap: float = 4.0
     probation_epochs: int = 2
     byzantine_fraction: float = 0.45
+    most_samples: float = 0.0
+    """That a member can honestly claim for an epoch; 0 for no limit."""
 
     def aggregator_of(self, parts: int, first_plan_digest: bytes) -> Aggregator:
         """The rule for a block of so many parts in a round; the same on every member.
@@ -54,8 +56,16 @@ class TrustRules:
         return self.aggregator_of(_LEAST_FOR_KRUM, b"").vanishing
 
 
-def trust_rules(section: TrustSection) -> TrustRules | None:
+_EPOCHS_WORTH = 4
+"""Members stop when an epoch's target is reached; nobody overshoots all of it several times by itself."""
+
+
+def trust_rules(section: TrustSection, target_samples: int) -> TrustRules | None:
     """The rules of a run; None if its members believe each other.
+
+    Args:
+        section: of the spec.
+        target_samples: that close an epoch.
 
     Raises:
         ConfigError: an aggregator that cannot be had so.
@@ -70,6 +80,7 @@ def trust_rules(section: TrustSection) -> TrustRules | None:
         section.weight_cap,
         section.probation_epochs,
         section.byzantine_fraction,
+        _EPOCHS_WORTH * target_samples,
     )
     try:
         rules.aggregator_of(2 * _LEAST_FOR_KRUM, b"")

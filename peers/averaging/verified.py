@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from peers.averaging.attempts import average_by_plan
-from peers.averaging.context import Blame, MemberContext
+from peers.averaging.coin_table import CoinHooks
+from peers.averaging.context import Blame, Expected, MemberContext
 from peers.averaging.court import Court
 from peers.averaging.evidence import Brought, Evidence, Vouched
 from peers.averaging.opening import open_block
@@ -17,14 +18,17 @@ from peers.averaging.result import RoundResult
 from peers.averaging.rounds import Rounds
 from peers.averaging.verifying import Verified, Verifying, VerifyingHooks
 from protocols.butterfly import accepted_weight, contributors_in
+from protocols.content import input_hash
 from protocols.ids import BlockIndex, Epoch, PeerId
-from protocols.messages import Commit, Plan, input_hash
+from protocols.messages import Commit, Plan
 from protocols.trust.checks import BlockFacts, block_norm, codec_error, doubts, figures_of
 from protocols.trust.offences import Offence
 from protocols.trust.statements import Check
 from protocols.trust.verification import Looked, blocks_to_look_at
 
 log = logging.getLogger(__name__)
+
+_REMEMBERED_CASES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class VerifiedRounds:
         self._court = court
         self._blame = blame
         self.cases: dict[bytes, Case] = {}
+        self._concluded: Expected[bytes, Case] = Expected(_REMEMBERED_CASES)
 
     async def average(self, plan: Plan, own_D: torch.Tensor, brought: Brought, vouched: Vouched) -> tuple[Case, Commit]:
         """Average as planned, and verify what came of it.
@@ -95,6 +100,7 @@ class VerifiedRounds:
         self._forget_before(Epoch(max(plan.epoch - 1, 0)))
         evidence = Evidence(self._context, plan, own_D, brought, vouched, self._court.breach_in(plan.digest))
         self._court.open_round(plan)
+        self._judge_claims(plan)
         await evidence.commit()
         self._rounds.evidence.put(evidence.digest, evidence)
         last_plan, result, commit = await average_by_plan(self._context, self._rounds, plan, own_D, self._blame, evidence)
@@ -102,24 +108,38 @@ class VerifiedRounds:
         self._rounds.verifyings.put(evidence.digest, verifying)
         case = Case(evidence, last_plan, result, await verifying.run())
         self.cases[evidence.digest] = case
+        self._concluded.put(evidence.digest, case)
         if case.verified is None:
             log.info("epoch %d: round %d could not be verified", plan.epoch, plan.round_index)
             return case, commit
         evidence.coin = case.verified.coin
         return case, await self._look(case, commit)
 
+    async def case_of(self, first_plan_digest: bytes) -> Case | None:
+        """The case of a round. Others may be through with it, and ask us about it, a little earlier than we are."""
+        return self.cases.get(first_plan_digest) or await self._concluded.get(first_plan_digest, self._context.rules.stall_timeout_s)
+
     def _forget_before(self, epoch: Epoch) -> None:
         for digest in [digest for digest, case in self.cases.items() if case.plan.epoch < epoch]:
+            self._concluded.pop(digest)
             self.cases.pop(digest).evidence.forget()
+
+    def _judge_claims(self, plan: Plan) -> None:
+        """Samples beyond what an epoch can have are a lie that nobody could replay. All see the same signed joins."""
+        trust = self._context.rules.trust
+        most = trust.most_samples if trust else 0
+        for member in plan.members if most and not plan.round_index else ():
+            if member.join.weight > most:
+                self._court.judge(plan.digest, member.peer, Offence.ABSURD_CLAIM)
 
     def _hooks(self, evidence: Evidence, plan: Plan, result: RoundResult) -> VerifyingHooks:
         digest = evidence.digest
-        return VerifyingHooks(
-            lambda coin: self._make_check(evidence, plan, result, coin),
+        coin = CoinHooks(
             self._blame,
             lambda peer: self._court.judge(digest, peer, Offence.WITHHELD_COIN),
             lambda peer, kind, one, other: self._court.convict(peer, Offence.EQUIVOCATION, [(kind, one), (kind, other)]),
         )
+        return VerifyingHooks(lambda value: self._make_check(evidence, plan, result, value), coin)
 
     def _make_check(self, evidence: Evidence, plan: Plan, result: RoundResult, coin: bytes) -> Check:
         """Our figures. Runs in the pool."""

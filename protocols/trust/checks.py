@@ -6,8 +6,8 @@ agreed on: a false v is seen unless its error happens to be almost orthogonal to
 further away than their own parts explain, the block is looked at as well (verification 3): that bounds what a reducer and senders who lie
 together can do. What does not vanish is reduced again in the open; verification 1, a contributor's figures against its part, is done there.
 
-z has a random sign for each element, so `<z, e>` of an error e is at most 8 |e| (but for 2 of 10^14 draws, Hoeffding), and half of it or
-more in most draws. Legend: E elements of a block, T of a tile, G contributors.
+z has a random sign for each element (`Direction`), so `<z, e>` of an error e is about |e|, hardly ever more than 8 |e|, and a tenth of it
+or more in nine of ten draws. Legend: E elements of a block, T of a tile, S of a stretch, G contributors.
 """
 
 from __future__ import annotations
@@ -24,15 +24,21 @@ from protocols.codecs.base import Codec
 from protocols.ids import BlockIndex
 from protocols.parts import TILE_ELEMS, Part, read_part
 
-_SIGNS_DOMAIN = b"swarm.v1.direction"
+_ROW_DOMAIN = b"swarm.v1.direction-row"
+_SIGNS_DOMAIN = b"swarm.v1.direction-signs"
+_DOWN = 2.0**-80
 _HOEFFDING = 8.0
 _ROUNDING = 1e-5
 """Of norms: what fp32 folds, fp32 dot products and an iteration that stops at 1e-6 of the radius may leave."""
 
-DOUBT_TIMES = 4.0
-"""Verification 3: a result further from a contributor's part than this many times the part's length is doubted. An honest result lies among
-honest parts, so it is about as long as they are; whoever reduces states the radius of clipping itself, and one that is too large would let
-through what should be clipped."""
+DOUBTERS = 4
+"""Verification 3: a block that most of its contributors doubt is looked at; of those that more than one in so many doubts, one is. Fewer
+than half of the members lie, so a false result must suit most of the honest ones to go unseen, and what suits fewer is found by and by.
+Noise alone makes a quarter doubt now and then, and looking at a block costs the parts of all its contributors, hence one. To doubt what
+one's own part does not doubt is a false check."""
+
+_DOUBTFUL = 1e-3
+"""Of lengths: so close to the limit either word is right."""
 
 LEAST_RADIUS_SHARE, MOST_RADIUS_SHARE = 0.25, 2.0
 """A radius of clipping is the distance within which more than half of the parts lie around the most central one. Those who lie within m of
@@ -41,18 +47,50 @@ are around that, and nearer in smaller groups: so m is at most 4 radii. A reduce
 leaves a sum of next to nothing."""
 
 _SIGN_TABLE = (1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).astype(np.float32)
+_ROW_ELEMS = 2**12
+_STRETCH_ELEMS = 2**15
+_MEASURED_STRETCH = 4
+"""A part's own length is estimated from one stretch in four: a vote of doubt needs no more."""
 
 
-def direction(coin: bytes, block: BlockIndex, tile: int, elems: int) -> torch.Tensor:
-    """z_T: a random sign for each element of a tile of a block, from the round's coin."""
-    seed = _SIGNS_DOMAIN + coin + block.to_bytes(8, "little") + tile.to_bytes(8, "little")
-    octets = np.frombuffer(blake3(seed).digest(length=-(-elems // 8)), dtype=np.uint8)
-    return torch.from_numpy(_SIGN_TABLE[octets].reshape(-1)[:elems])
+def _signs(seed: bytes, count: int) -> torch.Tensor:
+    octets = np.frombuffer(blake3(seed).digest(length=-(-count // 8)), dtype=np.uint8)
+    return torch.from_numpy(_SIGN_TABLE[octets].reshape(-1)[:count])
+
+
+class Direction:
+    """z of one block: rows of 2^12 signs, all of them one row that the coin gives times a sign of their own.
+
+    Against an error that is fixed before the coin it is as good as a sign for each element but for errors whose rows are alike: these are
+    seen, or not, by that one row (of errors of that kind a hundred times the tolerance, one in a hundred passes a block). It costs one
+    product of a matrix and a vector instead of a hash for each element.
+
+    Args:
+        coin: of the round.
+        block: which.
+        elems: E.
+    """
+
+    def __init__(self, coin: bytes, block: BlockIndex, elems: int) -> None:
+        seed = coin + block.to_bytes(8, "little")
+        self._row = _signs(_ROW_DOMAIN + seed, _ROW_ELEMS)
+        self._signs = _signs(_SIGNS_DOMAIN + seed, -(-elems // _ROW_ELEMS))
+
+    def project(self, start: int, vector_S: torch.Tensor) -> float:
+        """<z, x> of a stretch that begins at `start`, a multiple of 2^12."""
+        count, first = vector_S.numel(), start // _ROW_ELEMS
+        whole = count // _ROW_ELEMS
+        rows = torch.mv(vector_S[: whole * _ROW_ELEMS].view(whole, _ROW_ELEMS), self._row)
+        total = float(torch.dot(rows, self._signs[first : first + whole]))
+        rest = vector_S[whole * _ROW_ELEMS :]
+        if rest.numel():
+            total += float(torch.dot(rest, self._row[: rest.numel()])) * float(self._signs[first + whole])
+        return total
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a contributor says of one block: `<z, g - v>` and `|g - v|`; and for its own use, `|g|`."""
+    """What a contributor says of one block: `<z, g - v>` and `|g - v|`; and for its own use about `|g|`."""
 
     projection: float
     distance: float
@@ -60,32 +98,46 @@ class Figures:
 
 
 def figures_of(part_E: Part, result_E: torch.Tensor, coin: bytes, block: BlockIndex) -> Figures:
-    """Figures of one part, in one pass, tile by tile; tiles are summed in fp64."""
+    """Figures of one part, in one pass, stretch by stretch in a core's cache; stretches are summed in fp64."""
+    elems = result_E.numel()
+    direction = Direction(coin, block, elems)
     projection = squares = own_squares = 0.0
-    scratch_T = torch.empty(min(TILE_ELEMS, result_E.numel()))
-    for tile, start in enumerate(range(0, result_E.numel(), TILE_ELEMS)):
-        result_T = result_E[start : start + TILE_ELEMS]
-        difference_T = scratch_T[: result_T.numel()]
-        read_part(part_E, start, difference_T)
-        own_squares += float(torch.dot(difference_T, difference_T))
-        difference_T.sub_(result_T)
-        projection += float(torch.dot(direction(coin, block, tile, difference_T.numel()), difference_T))
-        squares += float(torch.dot(difference_T, difference_T))
-    if not math.isfinite(squares + own_squares):
-        return _wide_figures(part_E, result_E, coin, block)
-    return Figures(projection, math.sqrt(squares), math.sqrt(own_squares))
+    measured = 0
+    scratch_T, difference_S = torch.empty(min(TILE_ELEMS, elems)), torch.empty(min(_STRETCH_ELEMS, elems))
+    for start in range(0, elems, TILE_ELEMS):
+        part_T = _tile(part_E, start, scratch_T[: min(TILE_ELEMS, elems - start)])
+        for inner in range(0, part_T.numel(), _STRETCH_ELEMS):
+            part_S, at = part_T[inner : inner + _STRETCH_ELEMS], start + inner
+            if at // _STRETCH_ELEMS % _MEASURED_STRETCH == 0:
+                own_squares += float(torch.dot(part_S, part_S))
+                measured += part_S.numel()
+            difference = torch.sub(part_S, result_E[at : at + part_S.numel()], out=difference_S[: part_S.numel()])
+            squares += float(torch.dot(difference, difference))
+            projection += direction.project(at, difference)
+    if not math.isfinite(squares + own_squares + projection):
+        return _wide_figures(part_E, result_E, direction)
+    return Figures(projection, math.sqrt(squares), math.sqrt(own_squares * elems / max(measured, 1)))
 
 
-def _wide_figures(part_E: Part, result_E: torch.Tensor, coin: bytes, block: BlockIndex) -> Figures:
-    """As `figures_of` for parts whose squares do not fit fp32. Decoded parts are finite, so fp64 holds everything."""
-    part = torch.empty(result_E.numel())
-    for start in range(0, part.numel(), TILE_ELEMS):
-        read_part(part_E, start, part[start : start + TILE_ELEMS])
-    difference_E = part.double() - result_E.double()
-    tiles = range(0, part.numel(), TILE_ELEMS)
-    signs_E = torch.cat([direction(coin, block, i, min(TILE_ELEMS, part.numel() - start)) for i, start in enumerate(tiles)])
-    lengths = (float(torch.linalg.vector_norm(vector)) for vector in (difference_E, part.double()))
-    return Figures(float(torch.dot(signs_E.double(), difference_E)), *lengths)
+def _tile(part_E: Part, start: int, scratch_T: torch.Tensor) -> torch.Tensor:
+    """A tile of a part, decoded where it has to be."""
+    if isinstance(part_E, torch.Tensor):
+        return part_E[start : start + scratch_T.numel()]
+    part_E.read(start, scratch_T)
+    return scratch_T
+
+
+def _wide_figures(part_E: Part, result_E: torch.Tensor, direction: Direction) -> Figures:
+    """As `figures_of` for parts whose squares do not fit fp32. Scaled down by a power of two, everything does."""
+    part_E64 = torch.empty(result_E.numel())
+    for start in range(0, part_E64.numel(), TILE_ELEMS):
+        read_part(part_E, start, part_E64[start : start + TILE_ELEMS])
+    difference_E = part_E64.double() - result_E.double()
+    scaled_E = (difference_E * _DOWN).float()
+    starts = range(0, scaled_E.numel(), _STRETCH_ELEMS)
+    projection = math.fsum(direction.project(start, scaled_E[start : start + _STRETCH_ELEMS]) for start in starts) / _DOWN
+    lengths = (float(torch.linalg.vector_norm(vector)) for vector in (difference_E, part_E64.double()))
+    return Figures(projection, *lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +198,18 @@ def _fits(facts: BlockFacts, figures_G: Sequence[Figures]) -> bool:
 
 
 def doubts(distance: float, part_norm: float) -> bool:
-    """Verification 3, one contributor's vote: its part explains no result so far away."""
-    return distance > DOUBT_TIMES * part_norm
+    """Verification 3, one contributor's vote: nothing at all would be closer to its part than this result.
+
+    A mean holds some of every part in it, so it is closer to nearly all of them than zero is, however noisy they are: `|g - v| < |g|` where
+    `2 <g, v> > |v|^2`. What is turned against most parts, or is mostly noise of its own, is not.
+    """
+    return distance > part_norm
+
+
+def doubt_differs(doubted: bool, found: Figures) -> bool:
+    """Verification 1: whether a contributor's doubt, or its lack, is not what its part gives."""
+    clear = abs(found.distance - found.length) > _DOUBTFUL * found.length
+    return clear and doubted != doubts(found.distance, found.length)
 
 
 def figures_differ(claimed: Figures, found: Figures, margin: float = 1.0) -> bool:
@@ -166,7 +228,7 @@ def reductions_differ(claimed_E: torch.Tensor, found_E: torch.Tensor, facts: Blo
         spread: of the parts around it: the largest distance that counts, at most the radius.
     """
     distance = block_norm(claimed_E - found_E)
-    return distance > 2 * facts.codec_error + 100 * _ROUNDING * (facts.norm + spread) + 1e-30
+    return distance > 2 * facts.codec_error + 2 * _ROUNDING * (facts.norm + spread) + 1e-30
 
 
 def _factor(distance: float, radius: float) -> float:

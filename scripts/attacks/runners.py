@@ -9,6 +9,7 @@ from protocols.aggregation import aggregator_named
 from protocols.errors import ConfigError
 from scripts.attacks.plain_swarm import CleanRuns, PlainRunner, Rules
 from scripts.attacks.scenario import Runner
+from scripts.attacks.verified_swarm import VerifiedRunner
 
 _RULES: Mapping[str, Rules] = MappingProxyType(
     {
@@ -21,7 +22,8 @@ _RULES: Mapping[str, Rules] = MappingProxyType(
 )
 """Defences that verify nothing. Krum promises nothing against 7 of 16, so its condition is waived."""
 
-DEFENCES = tuple(_RULES)
+VERIFIED = "verified"
+DEFENCES = (*_RULES, VERIFIED)
 
 
 def runner_named(defence: str, clean: CleanRuns) -> Runner:
@@ -34,6 +36,8 @@ def runner_named(defence: str, clean: CleanRuns) -> Runner:
     Raises:
         ConfigError: there is none of that name.
     """
+    if defence == VERIFIED:
+        return VerifiedRunner(clean)
     if defence not in _RULES:
         raise ConfigError(f"there is no defence {defence!r}: choose one of {', '.join(DEFENCES)}")
     return PlainRunner(defence, _RULES[defence], clean)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from peers.attacks.protocol import PROTOCOL_ATTACKS
 from peers.attacks.vectors import VECTOR_ATTACKS
 from peers.testing import make_key
 from protocols.ids import PeerId
 
 NO_ATTACK = "none"
-PROTOCOL_ATTACKS = (
-    "lying_reducer", "two_faced_reducer", "equivocate", "withhold_coin", "false_accuser", "collude", "selective_silence", "replay",
-    "huge_epoch", "poison_donor",
-)  # fmt: skip
-"""Attacks on what members say, not on what they contribute."""
+POISON_DONOR = "poison_donor"
+"""Serves a false state to a newcomer; needs more than rounds."""
 ATTACKS = (*VECTOR_ATTACKS, *PROTOCOL_ATTACKS)
 
 
@@ -62,6 +60,9 @@ class Row:
         attackers_left: attackers that were still members at the end.
         honest_banned: honest members that were not.
         seconds: of wall clock.
+        loss_same_members: without an attack, with centered_clip and whoever was left in each epoch of this run: what the attack itself cost.
+        reasons: bans by offence.
+        unequal_epochs: in which honest members did not end with the same bytes.
     """
 
     attack: str
@@ -74,6 +75,9 @@ class Row:
     attackers_left: int
     honest_banned: int
     seconds: float
+    loss_same_members: float | None = None
+    reasons: dict[str, int] = field(default_factory=dict)
+    unequal_epochs: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """For `json.dumps`."""

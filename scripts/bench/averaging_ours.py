@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from peers.averaging.averager import Averaged, Averager, RoundDone
 from peers.averaging.context import AveragingRules, MemberContext
+from peers.averaging.trust_rules import TrustRules
 from peers.bandwidth import Bandwidth
 from peers.clock import SystemClock
 from peers.interfaces import Endpoint
@@ -99,6 +100,7 @@ class Ours:
     """One member, its network loop in a thread of its own as in a real peer."""
 
     measures_links = True
+    trust: TrustRules | None = None
 
     def __init__(self) -> None:
         self._loop = uvloop.new_event_loop()
@@ -146,7 +148,8 @@ class Ours:
             is_banned=lambda peer: False,
         )
         transport = DirectTransport(credentials, f"{task.address}:0", task.address)
-        rules = AveragingRules(RUN, task.block_elems, codec_named(task.codec), 64, 10.0, 3.0, task.timeout_s)
+        rules = AveragingRules(RUN, task.block_elems, codec_named(task.codec), 64, 10.0, 3.0, task.timeout_s, self.trust)
+        self._transport = transport
         pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="heavy")
         tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         notary = MemberNotary(Sealer(key, chain.to_bytes(), RUN), membership_checker(RUN, authority.public_key), SystemClock())
@@ -185,6 +188,7 @@ class Ours:
         """Gather, exchange and settle one round."""
         join = Join(Epoch(self._rounds), b"s" * 32, self._weight, BANDWIDTH_BYTES_PER_S)
         self._rounds += 1
+        self._sent_bytes = self._transport.traffic.sent_bytes
         self._averaged: Averaged = self._run(self._averager.average_epoch(join, self._own_D))
         return len(self._averaged.contributors)
 
@@ -196,11 +200,12 @@ class Ours:
         self._done = done
 
     def notes(self) -> dict[str, Any]:
-        """How long planning and the exchange took, seconds, and what our link seems to carry, bytes per second."""
+        """How long planning and the exchange took, seconds, what we have sent, and what our link seems to carry, bytes per second."""
         done = self._done
         if done is None:
             return {}
         times = {"plan_s": round(done.plan_s, 4), "exchange_s": round(done.exchange_s, 4)}
+        times["sent_bytes"] = self._transport.traffic.sent_bytes - self._sent_bytes
         return {**times, "bandwidth_bytes_per_s": self._links.meter.estimate_bytes_per_s} if self._links else dict(times)
 
     def close(self) -> None:
