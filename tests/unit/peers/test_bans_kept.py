@@ -3,44 +3,67 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from peers.averaging.unbanned import Unbanned
-from peers.ban_file import load_proofs, save_proofs
+from peers.ban_file import load_ledger, save_proofs
 from peers.interfaces import Endpoint
 from peers.testing import FixedDirectory
 from protocols.admission import AdmissionDesk, Admitted, Refusal, make_request
 from protocols.errors import StateDirError
-from protocols.ids import Epoch
-from protocols.trust.ledger import Ban, Ledger
+from protocols.ids import Epoch, PeerId
+from protocols.invite import seal_invite
+from protocols.trust.ledger import Ban, Ledger, ban_by_statements
 from protocols.trust.offences import Offence
-from tests.helpers.run_world import NOW, RunWorld, identity, tls_key
+from protocols.trust.statements import COIN_TRIES, COMMITMENT, Commitment
+from tests.helpers.run_world import NOW, FixedClock, RunWorld, identity, tls_key
 from tests.helpers.trust_values import PEERS
 
-BANS = [Ban(PEERS[number], Offence.CHECK, Epoch(3), bytes([number]) * 70) for number in (1, 2)]
+WORLD, OTHER = RunWorld(), RunWorld(number=2)
+COMMITTED = Commitment(b"p" * 32, Epoch(3), 0, b"h" * 32, (b"c" * 32,) * COIN_TRIES, 0, 8)
 
 
-def test_proofs_outlive_the_process(tmp_path: Path) -> None:
-    assert load_proofs(tmp_path) == ()
-    save_proofs(tmp_path, BANS)
-    assert load_proofs(tmp_path) == tuple(ban.proof for ban in BANS)
-    save_proofs(tmp_path, BANS[:1])
-    assert load_proofs(tmp_path) == (BANS[0].proof,)
+def ban(number: int, world: RunWorld = WORLD) -> Ban:
+    """Of a member that has committed to two things."""
+    sealer = world.sealer(number)
+    payloads = [replace(COMMITTED, samples=samples).encode() for samples in (8, 9)]
+    sealed = [(COMMITMENT, sealer.seal(COMMITMENT, payload, NOW, 10.0)) for payload in payloads]
+    peer = identity(number).peer
+    return Ban(peer, Offence.EQUIVOCATION, Epoch(3), ban_by_statements(peer, Offence.EQUIVOCATION, sealed))
+
+
+def remembered(state_dir: Path) -> tuple[PeerId, ...]:
+    ledger = load_ledger(state_dir, WORLD.run, WORLD.authority_key, FixedClock())
+    return tuple(found.accused for found in ledger.bans)
+
+
+def test_bans_outlive_the_process(tmp_path: Path) -> None:
+    assert remembered(tmp_path) == ()
+    save_proofs(tmp_path, [ban(1), ban(2)])
+    assert set(remembered(tmp_path)) == {identity(1).peer, identity(2).peer}
+    save_proofs(tmp_path, [ban(1)])
+    assert remembered(tmp_path) == (identity(1).peer,)
+
+
+def test_what_proves_nothing_is_forgotten_and_hides_no_other(tmp_path: Path) -> None:
+    damaged = replace(ban(1), proof=ban(1).proof[:-1] + b"x")
+    save_proofs(tmp_path, [damaged, replace(ban(1), proof=b""), ban(3, OTHER), ban(2)])
+    assert remembered(tmp_path) == (identity(2).peer,)
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\xff\x01", b"\x0a"])
 def test_a_damaged_file_says_what_to_do(tmp_path: Path, data: bytes) -> None:
-    save_proofs(tmp_path, BANS)
     (tmp_path / "bans").write_bytes(data)
     with pytest.raises(StateDirError, match="remove it"):
-        load_proofs(tmp_path)
+        remembered(tmp_path)
 
 
 def test_an_unwritable_directory_is_the_users(tmp_path: Path) -> None:
     with pytest.raises(StateDirError):
-        save_proofs(tmp_path / "nowhere", BANS)
+        save_proofs(tmp_path / "nowhere", [ban(1)])
 
 
 def test_a_directory_leaves_out_who_is_banned_from_now_on() -> None:
@@ -62,12 +85,11 @@ def test_a_directory_leaves_out_who_is_banned_from_now_on() -> None:
 
 # The admission desk
 
-WORLD = RunWorld()
-
 
 def asked(desk: AdmissionDesk, number: int, **invite: object) -> Admitted | Refusal:
-    received = WORLD.received(WORLD.invite(**invite))
-    return desk.handle(make_request(identity(number), tls_key(number), received, NOW), NOW)
+    sealed = seal_invite(WORLD.invite(**invite), WORLD.authority)
+    key = tls_key(number).claimed_by(identity(number), WORLD.run)
+    return desk.handle(make_request(identity(number), key, sealed, NOW), NOW)
 
 
 def desk() -> AdmissionDesk:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from peers.averaging.trust_rules import TrustRules, trust_rules
 from protocols.aggregation import AGGREGATOR_NAMES
-from protocols.errors import ConfigError
 from protocols.runspec import TrustSection
 
 DIGEST, OTHER = b"d" * 32, b"o" * 32
@@ -24,7 +21,7 @@ def test_there_is_a_rule_for_any_number_of_parts(name: str, bucket: int, fractio
     for count in range(1, 65):
         parts = [torch.full((3,), float(number)) for number in range(count)]
         value_E = rules.aggregator_of(count, DIGEST).aggregate(parts, [1.0] * count).value_E
-        assert 0.0 <= float(value_E.min())
+        assert float(value_E.min()) >= 0.0
         assert float(value_E.max()) <= count - 1
 
 
@@ -67,12 +64,17 @@ def test_what_can_be_checked_by_sums(name: str, bucket: int, vanishing: bool, cl
 
 
 def test_a_section_becomes_rules_or_none() -> None:
-    section = TrustSection()
-    assert trust_rules(replace(section, verify=False)) is None
-    changed = replace(
-        section, verify=True, aggregator="krum", bucket=3, auditors=2, audit_tolerance=0.05, weight_cap=2.0, probation_epochs=7,
+    assert trust_rules(TrustSection(verify=False), 100) is None
+    section = TrustSection(
+        aggregator="krum",
+        bucket=3,
+        auditors=2,
+        audit_tolerance=0.05,
+        weight_cap=2.0,
+        probation_epochs=7,
         byzantine_fraction=0.25,
-    )  # fmt: skip
-    assert trust_rules(changed) == TrustRules("krum", 3, 2, 0.05, 2.0, 7, 0.25)
-    with pytest.raises(ConfigError, match=r"trust\.aggregator"):
-        trust_rules(replace(section, verify=True, aggregator="best"))
+    )
+    assert trust_rules(section, 100) == TrustRules("krum", 3, 2, 0.05, 2.0, 7, 0.25, 400)
+    for name in AGGREGATOR_NAMES:
+        for bucket in (1, 4):
+            assert trust_rules(TrustSection(aggregator=name, bucket=bucket), 100) is not None  # type: ignore[arg-type]

@@ -72,11 +72,24 @@ def test_rules_whose_sums_do_not_vanish_have_one_block_drawn() -> None:
 def test_a_block_that_more_than_half_doubt_is_looked_at() -> None:
     doubting = {member: replace(found, doubted=(BlockIndex(2),)) for member, found in VANISHING.items()}
     assert looked(doubting).suspected == (BlockIndex(2),)
-    assert looked({**VANISHING, 0: doubting[0], 1: doubting[1]}) == Looked((), ())
+    assert looked({**VANISHING, 0: doubting[0], 1: doubting[1]}).suspected == ()
     assert looked({**VANISHING, 0: doubting[0], 1: doubting[1], 3: doubting[3]}).suspected == (BlockIndex(2),)
     silent = {0: doubting[0], 1: doubting[1]}  # two of four are half, however few report
     assert BlockIndex(2) not in looked(silent).suspected
     assert looked(doubting, vanishing=False).suspected == (BlockIndex(2),)
+
+
+def test_one_of_the_blocks_that_more_than_a_quarter_doubt_is_drawn() -> None:
+    def doubted_by(*members: int) -> dict[int, Check]:
+        doubts = (BlockIndex(1), BlockIndex(2))
+        return {member: replace(found, doubted=doubts if member in members else ()) for member, found in VANISHING.items()}
+
+    assert looked(doubted_by(0)) == Looked((), ())
+    found = looked(doubted_by(0, 1))
+    assert found.suspected == ()
+    assert len(found.drawn) == 1
+    assert found.drawn[0] in (1, 2)
+    assert looked(doubted_by(0, 1, 2)) == Looked((BlockIndex(1), BlockIndex(2)), ())
 
 
 def test_a_suspected_block_is_not_drawn_besides() -> None:
