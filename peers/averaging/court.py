@@ -198,20 +198,10 @@ class Court:
         for proof in proofs:
             if self._accused_of(proof, by) not in self._context.ledger:
                 try:
-                    await self._learn(proof, self._group_size, by)
+                    check = lambda data=proof: check_ban(data, self._context.notary.open_old, self.epoch, self._group_size, by)  # noqa: E731
+                    self._take(await self._context.heavy(check))
                 except RemoteRefusal as error:
                     log.info("ban not taken over: %s", error)
-
-    async def recall(self, proofs: Iterable[bytes]) -> None:
-        """Take in the bans that we knew before we were started: we have seen those epochs. What proves nothing any more is passed over."""
-        for proof in proofs:
-            try:
-                await self._learn(proof, lambda _epoch, _round, _member: 1, self._context.me)
-            except RemoteError as error:
-                log.warning("a ban of ours proves nothing any more: %s", error)
-
-    async def _learn(self, proof: bytes, group_size: GroupSize, by: PeerId) -> None:
-        self._take(await self._context.heavy(lambda: check_ban(proof, self._context.notary.open_old, self.epoch, group_size, by)))
 
     @staticmethod
     def _accused_of(proof: bytes, by: PeerId) -> PeerId:

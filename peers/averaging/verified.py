@@ -188,6 +188,7 @@ class VerifiedRounds:
     def _suspects(self, case: Case) -> Looked:
         """Runs in the pool."""
         evidence, plan, result, codec = case.evidence, case.plan, case.result, self._context.rules.codec
+        trust = self._context.rules.trust
         contributors = {block: contributors_in(plan, mask) or () for block, mask in result.masks.items()}
         facts = {}
         for block, members in contributors.items():
@@ -198,8 +199,8 @@ class VerifiedRounds:
             result_E = result.averaged_D[start:stop]
             weights_G = tuple(plan.weights[i] for i in members)
             radius = stated[1] if not plan.round_index else math.inf
-            facts[block] = BlockFacts(weights_G, radius, block_norm(result_E), codec_error(codec, result_E))
-        trust = self._context.rules.trust
+            clipped = not plan.round_index and trust is not None and trust.clips
+            facts[block] = BlockFacts(weights_G, radius, block_norm(result_E), codec_error(codec, result_E), clipped)
         vanishing = bool(plan.round_index) or (trust is not None and trust.vanishing)
         return blocks_to_look_at(contributors, case.checks, facts, case.evidence.coin, vanishing=vanishing)
 
