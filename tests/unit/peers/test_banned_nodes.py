@@ -6,26 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from peers.attacks.lone import HONEST_EPOCHS, lone_attacker
-from peers.averaging.trust_rules import TrustRules
+from peers.attacks.lone import HONEST_EPOCHS
 from peers.ban_file import load_ledger, save_proofs
 from peers.simulation import run_simulated
 from protocols.errors import ExitCode, StateDirError
 from protocols.trust.ledger import Ban
 from protocols.trust.offences import Offence
-from tests.helpers.node_swarm import NodeSwarm, Trainee, state, world
+from tests.helpers.node_swarm import NodeSwarm, state, world
+from tests.helpers.proved_bans import LIAR, TRUST, a_proved_ban, with_a_liar
 from tests.helpers.run_world import NOW, FixedClock, RunWorld, identity
-
-TRUST = TrustRules(aggregator="mean", auditors=0, probation_epochs=0)
-LIAR = 3
-
-
-async def with_a_liar(swarm: NodeSwarm) -> tuple[list[Trainee], Trainee]:
-    """Three honest members, and one that returns false means until it is banned."""
-    honest = [swarm.add(number, held=state(0)) for number in range(3)]
-    liar = swarm.add(LIAR, held=state(0), conduct=lone_attacker("lying_reducer", identity(LIAR).peer))
-    await swarm.until(lambda: all(liar.peer in member.ledger for member in honest))
-    return honest, liar
 
 
 def test_a_banned_member_learns_why_and_ends_and_the_others_go_on() -> None:
@@ -83,18 +72,6 @@ def test_one_member_that_refuses_drives_nobody_out() -> None:
             assert all(member.expelled is None for member in members)
 
     run_simulated(main(), limit_s=300)
-
-
-def a_proved_ban() -> Ban:
-    bans: list[Ban] = []
-
-    async def main() -> None:
-        async with NodeSwarm(trust=TRUST) as swarm:
-            honest, _ = await with_a_liar(swarm)
-            bans.extend(honest[0].ledger.bans)
-
-    run_simulated(main(), limit_s=300)
-    return bans[0]
 
 
 def test_bans_outlive_the_process_and_only_proved_ones_do(tmp_path: Path) -> None:
