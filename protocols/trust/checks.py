@@ -34,6 +34,12 @@ _ROUNDING = 1e-5
 _DOUBTFUL = 1e-3
 """Of lengths: so close to the limit either word is right."""
 
+LEAST_RADIUS_SHARE, MOST_RADIUS_SHARE = 0.25, 2.0
+"""A radius of clipping is the distance within which more than half of the parts lie around the most central one. Those who lie within m of
+the result lie within 2 m of each other, so it is at most 2 m. And the result lies within 2.9 radii of the most central part, if 33 of 64
+are around that, and nearer in smaller groups: so m is at most 4 radii. A reducer could state a radius so short that whatever it returns
+leaves a sum of next to nothing."""
+
 _SIGN_TABLE = (1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).astype(np.float32)
 _ROW_ELEMS = 2**12
 _STRETCH_ELEMS = 2**15
@@ -132,12 +138,14 @@ class BlockFacts:
         radius: of clipping; infinite where nothing is clipped.
         norm: of the block.
         codec_error: `codec_error` of the block.
+        clipped: whether the radius must be one that CenteredClip observes (`LEAST_RADIUS_SHARE`).
     """
 
     weights_G: tuple[float, ...]
     radius: float
     norm: float
     codec_error: float
+    clipped: bool = False
 
 
 def codec_error(codec: Codec, result_E: torch.Tensor) -> float:
@@ -168,7 +176,14 @@ def tolerance(figures_G: Sequence[Figures], facts: BlockFacts) -> float:
 
 def suspicious(figures_G: Sequence[Figures], facts: BlockFacts) -> bool:
     """Verification 2 of one block, given the figures of all its contributors."""
-    return residual(figures_G, facts) > tolerance(figures_G, facts)
+    return residual(figures_G, facts) > tolerance(figures_G, facts) or (facts.clipped and not _fits(facts, figures_G))
+
+
+def _fits(facts: BlockFacts, figures_G: Sequence[Figures]) -> bool:
+    """Whether a stated radius can be that of these distances. Fewer than half of them, false ones, only move m among the others."""
+    majority = sorted(f.distance for f in figures_G)[len(figures_G) // 2]
+    slack = facts.codec_error + _ROUNDING * (facts.norm + majority) + 1e-30
+    return LEAST_RADIUS_SHARE * (majority - slack) <= facts.radius <= MOST_RADIUS_SHARE * (majority + slack)
 
 
 def doubts(distance: float, part_norm: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -326,9 +327,6 @@ def test_random_bytes_ban_nobody(data: bytes) -> None:
 def test_a_damaged_proof_bans_nobody_else(place: int, change: int) -> None:
     proof = bytearray(judged())
     proof[place] ^= change
-    try:
+    with suppress(RemoteProtocolError, RemoteRefusal):
         ban = checked(bytes(proof))
-    except RemoteError as error:
-        assert isinstance(error, RemoteProtocolError | RemoteRefusal)
-    else:
         assert (ban.accused, ban.offence) == (PEERS[ACCUSED], GUILTY)
