@@ -54,11 +54,12 @@ class Call(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why one address did not help; `code` if that is the joiner's own matter."""
+    """Why one address did not help; `code` if that is the joiner's own matter, `told` if somebody there has said all of it."""
 
     address: str
     reason: str
     code: ExitCode | None = None
+    told: bool = False
 
 
 async def fetch_run(call: Call, invite: Invite, clock: Clock, timeout_s: float = CALL_TIMEOUT_S) -> RunDocument:
@@ -80,7 +81,7 @@ async def fetch_run(call: Call, invite: Invite, clock: Clock, timeout_s: float =
         try:
             reply = await call(address, SPEC_CALL, b"", timeout_s=timeout_s)
         except RemoteRefusal as refusal:  # one member's word is not enough: the others are asked as well
-            return _Failure(address, refusal.reason, _FINAL_CODES.get(refusal.code))
+            return _Failure(address, refusal.reason, _FINAL_CODES.get(refusal.code), told=True)
         document = RunDocument.decode(reply, None)
         found = document.signed_spec.run_id
         if found != invite.run:
@@ -201,6 +202,8 @@ async def _first_answer(ask: Callable[[str], Awaitable[T | _Failure]], invite: I
         failures.append(answer)
     told = "; ".join(f"{failure.address.rpartition('/p2p/')[0]}: {failure.reason}" for failure in failures)
     ours = next((failure for failure in failures if failure.code is not None), None)
+    if ours is not None and ours.told:
+        raise UserError(ours.reason, ours.code)
     if ours is not None:
         raise UserError(f"The run {invite.run_name} cannot be joined ({told}).", ours.code)
     raise NetworkSetupError(

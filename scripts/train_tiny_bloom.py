@@ -28,7 +28,7 @@ SPEC = RunSpec.from_settings(
             "target_batch_samples": 64,
         },
         "schedule": {"kind": "cosine", "warmup_epochs": 10, "total_epochs": 300, "final_fraction": 0.1},
-        "averaging": {"block_elems": 131072, "codec": "fp16"},
+        "averaging": {"block_elems": 32768, "codec": "fp16"},
         "admission": {"mode": "open"},
     }
 )

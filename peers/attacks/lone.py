@@ -14,8 +14,8 @@ from peers.attacks.view import AttackView
 from protocols.errors import ConfigError, LocalProtocolError
 from protocols.ids import Epoch, PeerId
 
-HONEST_EPOCHS = 3
-"""A lone attacker trains along before it begins, so that its group has found together."""
+HONEST_EPOCHS = 1
+"""A lone attacker begins soon: as long as nobody has measured links, everybody reduces, and whoever seems slow later reduces nothing."""
 
 _NEEDS_SAMPLES = {"label_flip", "wrong_samples"}
 _NEEDS_FRIENDS = {"two_faced_reducer", "two_faced_unsigned", "equivocate", "collude", "selective_silence"}

@@ -18,7 +18,7 @@ from protocols.butterfly import blocks_reduced_by, reducers_of, senders_of
 from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RoundError
 from protocols.ids import BlockIndex, Epoch, PeerId
 from protocols.messages import require
-from protocols.trust.audits import blocks_in_audit_order, contribution_differs, draw_audits
+from protocols.trust.audits import GROSS, blocks_in_audit_order, contribution_differs, draw_audits
 from protocols.trust.checks import Figures, doubt_differs, figures_differ, figures_of
 from protocols.trust.offences import Offence
 from protocols.trust.statements import ACCUSATION, Charge
@@ -79,10 +79,13 @@ class Auditing:
 
     def begin(self, case: Case) -> None:
         """A first round is over: do the audits that its coin gives us, beside everything else."""
-        self._replayed = {replay: future for replay, future in self._replayed.items() if replay.epoch + 1 >= case.plan.epoch}
-        self._looked_into = {known for known in self._looked_into if known[2].epoch + 1 >= case.plan.epoch}
+        oldest = min(known.plan.epoch for known in self._verified.cases.values())
+        self._replayed = {replay: future for replay, future in self._replayed.items() if replay.epoch >= oldest}
+        self._looked_into = {known for known in self._looked_into if known[2].epoch >= oldest}
         for target in self._targets(case):
             self._start(self._audit(case, target), f"audit of {target.short}")
+        for liar in case.liars:
+            self._start(self._look_through(case, liar), f"looking through figures of member {liar}")
         for charge in self._context.conduct.accusations(case.evidence.plan):
             self._start(self._accuse(charge), f"accusation of {charge.accused.short}")
 
@@ -116,7 +119,11 @@ class Auditing:
         if member is None or await self._replay_of(case, target) is None:
             log.info("epoch %d: we cannot audit %s", case.plan.epoch, target.short)
             return
-        charge = await self._first_difference(case, member) or await self._false_check(case, member)
+        unseen: list[BlockIndex] = []
+        charge = await self._first_difference(case, member, unseen) or await self._false_check(case, member)
+        if charge is None and unseen:
+            log.info("epoch %d: %d blocks of %s cannot be audited", case.plan.epoch, len(unseen), target.short)
+            return
         if charge is None:
             log.info("epoch %d: the contribution of %s is in order", case.plan.epoch, target.short)
             self.passed[target] = self.passed.get(target, 0) + 1
@@ -124,37 +131,49 @@ class Auditing:
         if self._context.conduct.finds(charge, guilty=True):
             self._court.judge(charge.first_plan_digest, charge.accused, charge.offence)
             await self._accuse(charge)
-            await self._look_at_reducer(case, charge)
+            if charge.offence is Offence.CHECK:
+                await self._look_through(case, member)
 
-    async def _first_difference(self, case: Case, member: int) -> Charge | None:
+    async def _first_difference(self, case: Case, member: int, unseen: list[BlockIndex]) -> Charge | None:
+        """The first false block; blocks that cannot be had, or compared, go into `unseen`."""
         evidence = case.evidence
         for block in map(BlockIndex, blocks_in_audit_order(evidence.coin, evidence.blocks)):
             had = await fetch_parts(self._context, evidence, member, [block], self._holders(case, member, block))
-            if had and await self._is_false(case, member, block, _ACCUSERS_MARGIN):
+            false = await self._is_false(case, member, block, _ACCUSERS_MARGIN) if had else None
+            if false:
                 return self._charge(case, member, Offence.CONTRIBUTION, block)
+            if false is None:
+                unseen.append(block)
         return None
 
     async def _is_false(self, case: Case, member: int, block: BlockIndex, margin: float = 1.0) -> bool | None:
         """Whether a block is not what its member's samples give, in fp32 or in bf16: devices differ. None if we cannot know."""
-        answers = []
+        trust, answers = self._context.rules.trust, []
+        if trust is None:
+            return None
         for bf16 in (None, True, False):
             own_D = await self._replay_of(case, case.evidence.plan.members[member].peer, bf16)
             if own_D is None:
                 continue
-            if not await self._context.heavy(lambda own=own_D: self._differs(case, member, block, own, margin)):  # type: ignore[misc]
+            if not await self._differs(case, member, block, own_D, margin * trust.audit_tolerance):
                 return False
+            if await self._differs(case, member, block, own_D, GROSS):
+                return True
             answers.append(bf16)
         return True if answers else None
 
-    def _differs(self, case: Case, member: int, block: BlockIndex, own_D: torch.Tensor, margin: float) -> bool:
-        """Runs in the pool. Bytes that are no block are no contribution either."""
-        rules, codec = self._context.rules.trust, self._context.rules.codec
-        start, stop = case.evidence.blocks.span(block)
-        try:
-            theirs_E = codec.decode(case.evidence.part(member, block), stop - start)
-        except ValueError:
-            return True
-        return rules is not None and contribution_differs(theirs_E, own_D, (start, stop), codec, margin * rules.audit_tolerance)
+    async def _differs(self, case: Case, member: int, block: BlockIndex, own_D: torch.Tensor, tolerance: float) -> bool:
+        """Bytes that are no block are no contribution either."""
+        codec, (start, stop) = self._context.rules.codec, case.evidence.blocks.span(block)
+
+        def compare() -> bool:
+            try:
+                theirs_E = codec.decode(case.evidence.part(member, block), stop - start)
+            except ValueError:
+                return True
+            return contribution_differs(theirs_E, own_D, (start, stop), codec, tolerance)
+
+        return await self._context.heavy(compare)
 
     async def _false_check(self, case: Case, member: int) -> Charge | None:
         for block in map(BlockIndex, range(case.evidence.blocks.count)):
@@ -246,17 +265,27 @@ class Auditing:
         guilty = None if found is None else self._context.conduct.finds(charge, guilty=found)
         if guilty:
             self._court.judge(charge.first_plan_digest, charge.accused, charge.offence)
-            await self._look_at_reducer(case, charge)
+            if charge.offence is Offence.CHECK and (liar := case.evidence.plan.index_of(charge.accused)) is not None:
+                await self._look_through(case, liar)
         elif guilty is False:
             self._court.judge(charge.first_plan_digest, accuser, Offence.FALSE_ACCUSATION)
 
-    async def _look_at_reducer(self, case: Case, charge: Charge) -> None:
-        """False figures have no other use than to cover a false result of their block: find out whose that is."""
-        if charge.offence is not Offence.CHECK:
-            return
-        opened = await open_block(self._context, case.evidence, case.plan, case.result, charge.block, {})
-        for finding in opened.findings:
-            self._court.judge(charge.first_plan_digest, finding.peer, finding.offence)
+    async def _look_through(self, case: Case, liar: int) -> None:
+        """False figures have no other use than to cover false results. Find all of a member's, and whoever gained or lied in those blocks:
+        of those who lie together, the first who is found gives away the others.
+        """
+        for block in map(BlockIndex, range(case.evidence.blocks.count)):
+            holders = self._holders(case, liar, block)
+            if not await fetch_parts(self._context, case.evidence, liar, [block], holders):
+                continue
+            if not await self._context.heavy(lambda b=block: self._misreported(case, liar, b)):  # type: ignore[misc]
+                continue
+            opened = await open_block(self._context, case.evidence, case.plan, case.result, block, case.checks)
+            for finding in opened.findings:
+                if self._context.conduct.finds(
+                    Charge(case.evidence.digest, case.plan.epoch, finding.peer, finding.offence, block), guilty=True
+                ):
+                    self._court.judge(case.evidence.digest, finding.peer, finding.offence)
 
     async def _finding(self, case: Case, charge: Charge, accuser: PeerId) -> bool | None:
         """Whether the accused is guilty; None if we cannot know."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from peers.averaging.context import MemberContext
 from peers.interfaces import Endpoint
@@ -16,7 +17,16 @@ from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal
 from protocols.ids import PUBLIC_KEY_BYTES, Epoch, PeerId
 from protocols.messages import Plan, SealedJoin, parse, require
 from protocols.proto.swarm.v1 import trust_pb2 as pb
-from protocols.trust.ledger import ABSURD_AHEAD, MAX_BAN_BYTES, MAX_JUDGEMENT_BYTES, Ban, ban_by_judgements, ban_by_statements, check_ban
+from protocols.trust.ledger import (
+    ABSURD_AHEAD,
+    MAX_BAN_BYTES,
+    MAX_JUDGEMENT_BYTES,
+    Ban,
+    Quorum,
+    ban_by_judgements,
+    ban_by_statements,
+    check_ban,
+)
 from protocols.trust.offences import Offence
 from protocols.trust.statements import JUDGEMENT, Charge
 
@@ -44,12 +54,21 @@ class Court:
         group_size: see `GroupSize`.
         commitment_of: see `CommitmentOf`.
         on_ban: called once for each new ban.
+        quorum: how many jurors a ban takes.
     """
 
-    def __init__(self, context: MemberContext, group_size: GroupSize, commitment_of: CommitmentOf, on_ban: Callable[[Ban], None]) -> None:
+    def __init__(
+        self,
+        context: MemberContext,
+        group_size: GroupSize,
+        commitment_of: CommitmentOf,
+        on_ban: Callable[[Ban], None],
+        quorum: Quorum,
+    ) -> None:
         self._context = context
         self._commitment_of = commitment_of
         self._group_size = group_size
+        self._quorum = quorum
         self._on_ban = on_ban
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._judgements: dict[tuple[bytes, PeerId, Offence], dict[PeerId, bytes]] = {}
@@ -71,6 +90,11 @@ class Court:
     def is_banned(self, peer: PeerId) -> bool:
         """Whether a member is out."""
         return peer in self._context.ledger
+
+    @property
+    def judged(self) -> frozenset[tuple[PeerId, Offence]]:
+        """Whom anybody has found guilty of what, in the rounds that we remember."""
+        return frozenset((accused, offence) for _, accused, offence in self._judgements)
 
     # What we say
 
@@ -94,7 +118,7 @@ class Court:
         """A member's own signed statements prove it guilty: no judgement is needed."""
         proof = ban_by_statements(accused, offence, statements)
         try:
-            ban = check_ban(proof, self._context.notary.open_old, self.epoch, self._group_size, None)
+            ban = check_ban(proof, self._context.notary.open_old, self.epoch, self._group_size, None, self._quorum)
         except RemoteProtocolError as error:
             log.info("no proof against %s: %s", accused.short, error)
             return
@@ -117,7 +141,7 @@ class Court:
         words.setdefault(juror, sealed)
         _, accused, offence = key
         electorate = max(plan.electorate, self._group_size(plan.epoch, plan.round_index, accused))
-        if 2 * len(words) > electorate and not self.is_banned(accused):
+        if len(words) >= self._quorum(plan.epoch, electorate) and not self.is_banned(accused):
             commitment = self._commitment_of(plan.digest, accused)
             if commitment is not None and len(commitment) > MAX_JUDGEMENT_BYTES:
                 commitment = None
@@ -131,7 +155,8 @@ class Court:
         if not self._take(ban):
             return False
         if endpoint:
-            self._context.tasks.create_task(self._call(endpoint, BAN, ban.proof), name=f"ban shown to {ban.accused.short}")
+            message = pb.LedgerPage(bans=[ban.proof]).SerializeToString()
+            self._context.tasks.create_task(self._call(endpoint, BAN, message), name=f"ban shown to {ban.accused.short}")
         return True
 
     def _take(self, ban: Ban) -> bool:
@@ -148,11 +173,19 @@ class Court:
         """Show fresh bans to whoever we meet: through the groups of an epoch they reach everybody."""
         fresh = [ban for peer in self._fresh if (ban := self._context.ledger.of(peer))]
         for peer in dict.fromkeys(peers) if fresh else ():  # in an order that does not depend on the process
-            for ban in fresh:
-                told = self._told.setdefault(ban.accused, set())
-                if peer not in told:
-                    told.add(peer)
-                    self._tell([peer], BAN, ban.proof)
+            news = [ban for ban in fresh if peer not in self._told.setdefault(ban.accused, set())]
+            if news and peer != self._context.me and not self.is_banned(peer):
+                for ban in news:
+                    self._told[ban.accused].add(peer)
+                self._context.tasks.create_task(self._tell_bans(peer, news), name=f"bans to {peer.short}")
+
+    async def _tell_bans(self, peer: PeerId, bans: list[Ban]) -> None:
+        """Whoever could not be told will be the next time."""
+        message = pb.LedgerPage(bans=[ban.proof for ban in bans]).SerializeToString()
+        endpoint = self._context.directory.endpoint(peer)
+        if not endpoint or not await self._call(endpoint, BAN, message):
+            for ban in bans:
+                self._told[ban.accused].discard(peer)
 
     def _tell(self, peers: Iterable[PeerId], method: str, message: bytes) -> None:
         for peer in peers:
@@ -160,11 +193,14 @@ class Court:
             if peer != self._context.me and endpoint:
                 self._context.tasks.create_task(self._call(endpoint, method, message), name=f"{method} to {peer.short}")
 
-    async def _call(self, endpoint: Endpoint, method: str, message: bytes) -> None:
+    async def _call(self, endpoint: Endpoint, method: str, message: bytes) -> bool:
+        """Whether it was heard."""
         try:
             await self._context.transport.call(endpoint, method, message, timeout_s=self._context.rules.stall_timeout_s)
         except RemoteError as error:
             log.debug("%s not heard: %s", method, error)
+            return False
+        return True
 
     # What others say
 
@@ -181,7 +217,10 @@ class Court:
         return b""
 
     async def _on_ban_told(self, sender: PeerId, request: bytes) -> bytes:
-        await self.learn([request], sender)
+        bans = parse(pb.LedgerPage, request, sender).bans
+        await self.learn(bans, sender)
+        for ban in bans:  # whoever tells us need not be told
+            self._told.setdefault(PeerId(parse(pb.Ban, ban, sender).accused), set()).add(sender)
         return b""
 
     async def learn(self, proofs: Iterable[bytes], by: PeerId) -> None:
@@ -193,7 +232,7 @@ class Court:
         for proof in proofs:
             if self._accused_of(proof, by) not in self._context.ledger:
                 try:
-                    check = lambda data=proof: check_ban(data, self._context.notary.open_old, self.epoch, self._group_size, by)  # noqa: E731
+                    check = partial(check_ban, proof, self._context.notary.open_old, self.epoch, self._group_size, by, self._quorum)
                     self._take(await self._context.heavy(check))
                 except RemoteRefusal as error:
                     log.info("ban not taken over: %s", error)

@@ -21,10 +21,10 @@ from protocols.grid import Placement
 from protocols.ids import Epoch, PeerId
 from protocols.messages import Commit, Plan, SealedJoin
 from protocols.trust.certifying import CertifiedResult, check_certificate
-from protocols.trust.ledger import Ban
+from protocols.trust.ledger import Ban, majority, two_thirds
 from protocols.trust.statements import Commitment
 
-_REMEMBERED_PLACEMENTS = 4
+_REMEMBERED_PLACEMENTS = 16
 
 
 async def cannot_replay(_replay: Replay) -> torch.Tensor | None:
@@ -51,7 +51,7 @@ class Guarding:
         self._placed_since: dict[PeerId, Epoch] = {}
         self._first_epoch: Epoch | None = None
         self.on_ban: Callable[[Ban], None] = lambda ban: None
-        self.court = Court(context, self._group_size, self._commitment_of, self._banned)
+        self.court = Court(context, self._group_size, self._commitment_of, self._banned, self._quorum)
         self.verified = VerifiedRounds(context, rounds, self.court, blame)
         self.auditing = Auditing(context, self.verified, self.court, replayer)
         self.guards = Guards({**self.court.calls, **self.auditing.calls}, self.court.check_join)
@@ -87,6 +87,11 @@ class Guarding:
         if committed := evidence.committed.get(member):
             return committed.sealed
         return verifying.sealed_commitment(member) if verifying else None
+
+    def _quorum(self, epoch: Epoch, electorate: int) -> int:
+        """Of the jurors of one group."""
+        placement = self._placements.get(epoch)
+        return two_thirds(epoch, electorate) if placement and placement.rounds > 1 else majority(epoch, electorate)
 
     # Rounds
 

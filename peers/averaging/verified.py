@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from protocols.butterfly import accepted_weight, contributors_in
 from protocols.content import input_hash
 from protocols.ids import BlockIndex, Epoch, PeerId
 from protocols.messages import Commit, Plan
+from protocols.trust.audits import AUDIT_WITHIN_S, AUDITABLE_EPOCHS
 from protocols.trust.checks import BlockFacts, block_norm, codec_error, doubts, figures_of
 from protocols.trust.offences import Offence
 from protocols.trust.statements import Check
@@ -40,19 +42,26 @@ class Case:
         plan: of the last attempt.
         result: as agreed on.
         verified: coin and checks; None if nobody led the verification through.
+        agreed: names the result that the group had agreed on.
         put_right: blocks of the result that the group had agreed on otherwise.
+        liars: members that had reported false figures of blocks that were looked at, by index.
+        ended_s: when, on the event loop's clock.
     """
 
     evidence: Evidence
     plan: Plan
     result: RoundResult
     verified: Verified | None
+    agreed: bytes
     put_right: set[BlockIndex] = field(default_factory=set)
+    liars: set[int] = field(default_factory=set)
+    ended_s: float = 0.0
 
     @property
     def checks(self) -> dict[int, Check]:
-        """What members reported, by index."""
-        return {i: check for i, (_, check) in self.verified.checks.items()} if self.verified else {}
+        """What members reported of the result that we hold, by index. Whoever speaks of another one says nothing about this."""
+        reported = self.verified.checks if self.verified else {}
+        return {i: check for i, (_, check) in reported.items() if check.result_hash == self.agreed}
 
     def certificate(self) -> tuple[bytes, ...]:
         """Sealed checks of those who hold our result: they vouch for it in the next round."""
@@ -90,14 +99,14 @@ class VerifiedRounds:
 
         Args:
             plan: attempt 0.
-            own_D: what we bring; not changed, and kept until the next epoch is over.
+            own_D: what we bring; not changed, and kept until the next epoch is over, or for some more (`audits.AUDITABLE_EPOCHS`).
             brought: where it comes from.
             vouched: checks what others bring to later rounds.
 
         Raises:
             RoundError: no agreement.
         """
-        self._forget_before(Epoch(max(plan.epoch - 1, 0)))
+        self._forget(plan.epoch)
         evidence = Evidence(self._context, plan, own_D, brought, vouched, self._court.breach_in(plan.digest))
         self._court.open_round(plan)
         self._judge_claims(plan)
@@ -106,7 +115,8 @@ class VerifiedRounds:
         last_plan, result, commit = await average_by_plan(self._context, self._rounds, plan, own_D, self._blame, evidence)
         verifying = Verifying(self._context, evidence, last_plan, self._hooks(evidence, last_plan, result), self._rounds.usual_exchange_s)
         self._rounds.verifyings.put(evidence.digest, verifying)
-        case = Case(evidence, last_plan, result, await verifying.run())
+        agreed, verified = input_hash(result.contents, evidence.digest), await verifying.run()
+        case = Case(evidence, last_plan, result, verified, agreed, ended_s=asyncio.get_running_loop().time())
         self.cases[evidence.digest] = case
         self._concluded.put(evidence.digest, case)
         if case.verified is None:
@@ -119,8 +129,16 @@ class VerifiedRounds:
         """The case of a round. Others may be through with it, and ask us about it, a little earlier than we are."""
         return self.cases.get(first_plan_digest) or await self._concluded.get(first_plan_digest, self._context.rules.stall_timeout_s)
 
-    def _forget_before(self, epoch: Epoch) -> None:
-        for digest in [digest for digest, case in self.cases.items() if case.plan.epoch < epoch]:
+    def _forget(self, now: Epoch) -> None:
+        """What nobody asks about any more."""
+        trust = self._context.rules.trust
+        audited = trust is not None and trust.auditors > 0
+        latest_s = asyncio.get_running_loop().time() - (AUDIT_WITHIN_S if audited else 0.0)
+        for digest in [
+            digest
+            for digest, case in self.cases.items()
+            if case.plan.epoch + AUDITABLE_EPOCHS < now or (case.plan.epoch + 1 < now and case.ended_s < latest_s)
+        ]:
             self._concluded.pop(digest)
             self.cases.pop(digest).evidence.forget()
 
@@ -167,6 +185,9 @@ class VerifiedRounds:
             opened = await open_block(self._context, case.evidence, case.plan, case.result, block, case.checks)
             for finding in opened.findings:
                 self._court.judge(case.evidence.digest, finding.peer, finding.offence)
+                member = case.plan.index_of(finding.peer)
+                if finding.offence is Offence.CHECK and member is not None:
+                    case.liars.add(member)
             if opened.right is not None:
                 right = opened.right
                 part = self._context.rules.codec.open(right.data, case.result.blocks.elems(block))

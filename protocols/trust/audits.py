@@ -13,6 +13,14 @@ from protocols.codecs.base import Codec
 from protocols.ids import PeerId
 from protocols.layout import Blocks
 
+AUDITABLE_EPOCHS = 4
+AUDIT_WITHIN_S = 30.0
+"""What a contribution was computed on, and its blocks, are kept until the next epoch is over; where epochs are short, for so many or
+so long, whichever ends first: an audit, and then everybody's look at what it found, take a while whatever the epoch."""
+
+GROSS = 1.0
+"""A block that differs by this share of its norm was computed in no arithmetic: fp32 and bf16 are far closer than that."""
+
 _AUDITOR_DOMAIN = b"swarm.v1.auditors"
 _TARGET_DOMAIN = b"swarm.v1.audited"
 _SPREAD = 0.1

@@ -49,8 +49,6 @@ leaves a sum of next to nothing."""
 _SIGN_TABLE = (1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).astype(np.float32)
 _ROW_ELEMS = 2**12
 _STRETCH_ELEMS = 2**15
-_MEASURED_STRETCH = 4
-"""A part's own length is estimated from one stretch in four: a vote of doubt needs no more."""
 
 
 def _signs(seed: bytes, count: int) -> torch.Tensor:
@@ -90,7 +88,7 @@ class Direction:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a contributor says of one block: `<z, g - v>` and `|g - v|`; and for its own use about `|g|`."""
+    """What a contributor says of one block: `<z, g - v>` and `|g - v|`; and for its own use `|g|`."""
 
     projection: float
     distance: float
@@ -102,21 +100,18 @@ def figures_of(part_E: Part, result_E: torch.Tensor, coin: bytes, block: BlockIn
     elems = result_E.numel()
     direction = Direction(coin, block, elems)
     projection = squares = own_squares = 0.0
-    measured = 0
     scratch_T, difference_S = torch.empty(min(TILE_ELEMS, elems)), torch.empty(min(_STRETCH_ELEMS, elems))
     for start in range(0, elems, TILE_ELEMS):
         part_T = _tile(part_E, start, scratch_T[: min(TILE_ELEMS, elems - start)])
         for inner in range(0, part_T.numel(), _STRETCH_ELEMS):
             part_S, at = part_T[inner : inner + _STRETCH_ELEMS], start + inner
-            if at // _STRETCH_ELEMS % _MEASURED_STRETCH == 0:
-                own_squares += float(torch.dot(part_S, part_S))
-                measured += part_S.numel()
+            own_squares += float(torch.dot(part_S, part_S))
             difference = torch.sub(part_S, result_E[at : at + part_S.numel()], out=difference_S[: part_S.numel()])
             squares += float(torch.dot(difference, difference))
             projection += direction.project(at, difference)
     if not math.isfinite(squares + own_squares + projection):
         return _wide_figures(part_E, result_E, direction)
-    return Figures(projection, math.sqrt(squares), math.sqrt(own_squares * elems / max(measured, 1)))
+    return Figures(projection, math.sqrt(squares), math.sqrt(own_squares))
 
 
 def _tile(part_E: Part, start: int, scratch_T: torch.Tensor) -> torch.Tensor:

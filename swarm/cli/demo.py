@@ -27,7 +27,7 @@ With --attackers there are six volunteers. One or two of them attack, and must b
 the others reach the same loss. --attack says how they attack, once for each; one of: sign_flip, constant_direction,
 bit_flip, lying_reducer, lying_reducer_1 and other names of peers/attacks/lone.py.
 
-Examples:
+Example:
 
     swarm-peer demo --keep --state-dir ./demo
     swarm-peer demo --attackers 2

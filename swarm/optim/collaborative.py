@@ -69,6 +69,7 @@ class CollaborativeOptimizer:
         self._optimizer = optimizer
         self._peer = peer
         self._target_samples = target_batch_samples
+        self._clock = clock
         self._meter = Meter(clock)
         self._epoch = Epoch(0)
         self._accepted_samples = 0
@@ -84,7 +85,7 @@ class CollaborativeOptimizer:
         Args:
             compute: called in the thread that trains, while the model holds the parameters in question; see `ReplayBatch`.
         """
-        self._replays = Replays(self._masters, self._rule.layout, compute)
+        self._replays = Replays(self._masters, self._rule.layout, compute, self._clock)
 
     @property
     def epoch(self) -> Epoch:

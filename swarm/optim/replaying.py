@@ -3,13 +3,15 @@
 A contribution is the mean gradient over samples that anybody can draw, at parameters that every member held. Contributions are judged once
 their epoch has closed, so the parameters of the epoch before are kept here; how samples are drawn and computed is the hook's matter.
 
-Memory, in fp32 on the CPU, for D trained elements: 4 D bytes always; 8 D more while a replay is under way, and 4 D for what it comes to;
-4 D more if it began before the epoch that is kept now.
+Memory, in fp32 on the CPU, for D trained elements: 4 D bytes always, up to `AUDITABLE_EPOCHS` times that where epochs are shorter than
+`AUDIT_WITHIN_S`; 8 D more while a replay is under way, and 4 D for what it comes to; 4 D more if it began before all that is kept now.
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import torch
 from peers.training_peer import ReplayRequest, TrainingPeer
 from protocols.ids import Epoch
 from protocols.layout import FlatLayout
+from protocols.trust.audits import AUDIT_WITHIN_S, AUDITABLE_EPOCHS
 from swarm.optim.accumulator import GradientAccumulator
 from swarm.optim.master import MasterParams
 
@@ -39,6 +42,7 @@ class _Kept:
     epoch: Epoch
     state_hash: bytes
     params: Mapping[str, torch.Tensor]
+    since_s: float
 
 
 @dataclass(slots=True)
@@ -61,28 +65,35 @@ class Replays:
         masters: parameters of the model.
         layout: of the vectors that are contributed.
         compute: see `ReplayBatch`.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, masters: MasterParams, layout: FlatLayout, compute: ReplayBatch) -> None:
+    def __init__(
+        self, masters: MasterParams, layout: FlatLayout, compute: ReplayBatch, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._masters = masters
         self._layout = layout
         self._compute = compute
-        self._kept: _Kept | None = None
+        self._clock = clock
+        self._kept: deque[_Kept] = deque()
         self._running: _Running | None = None
 
     def keep(self, epoch: Epoch, state_hash: bytes) -> None:
-        """Remember the trained parameters as they are; call it before the step that closes `epoch`. What was kept before is forgotten."""
-        running = self._running
-        spare = self._kept.params if self._kept else None
+        """Remember the trained parameters as they are; call it before the step that closes `epoch`. What nobody asks about is forgotten."""
+        running, now_s, spare = self._running, self._clock(), None
+        while self._kept and (len(self._kept) >= AUDITABLE_EPOCHS or now_s - self._kept[0].since_s > AUDIT_WITHIN_S):
+            spare = self._kept.popleft().params
         if running is not None and running.params is spare:
-            spare = None  # still needed by a replay that has lasted longer than an epoch
-        self._kept = _Kept(epoch, state_hash, self._masters.copy_trained(spare))
+            spare = None  # still needed by a replay that has lasted longer than it is kept
+        kept = _Kept(epoch, state_hash, self._masters.copy_trained(spare), now_s)
+        self._kept.append(kept)
         if running is not None and running.params is None:
-            running.params = self._kept.params
+            running.params = kept.params
 
     def forget(self) -> None:
         """Forget everything; call it when another state is taken over."""
-        self._kept = self._running = None
+        self._kept.clear()
+        self._running = None
 
     def serve(self, peer: TrainingPeer, epoch: Epoch, state_hash: bytes) -> bool:
         """Go on with the oldest replay that is wanted: at most `BATCHES_A_TURN` micro-batches, and no further once the peer calls.
@@ -126,14 +137,13 @@ class Replays:
         return None
 
     def _begin(self, request: ReplayRequest, epoch: Epoch, state_hash: bytes) -> _Running | None:
-        wanted, kept = (request.epoch, request.state_hash), self._kept
+        wanted = (request.epoch, request.state_hash)
         if request.samples < 1 or request.first_sample < 0:
             return None
         if wanted == (epoch, state_hash):
             return _Running(request, None, GradientAccumulator(self._layout))
-        if kept is not None and wanted == (kept.epoch, kept.state_hash):
-            return _Running(request, kept.params, GradientAccumulator(self._layout))
-        return None
+        kept = next((kept for kept in self._kept if wanted == (kept.epoch, kept.state_hash)), None)
+        return _Running(request, kept.params, GradientAccumulator(self._layout)) if kept else None
 
     def _advance(self, running: _Running) -> bool:
         """One micro-batch. False if it cannot be computed or is not finite, as on other hardware it may have been: nobody is accused."""

@@ -11,8 +11,11 @@ from functools import lru_cache
 import torch
 
 from peers.averaging.context import AveragingRules
+from peers.averaging.trust_rules import TrustRules
 from peers.bridge import Contribution, PeerHandle, RoundOutcome, RoundStatus
 from peers.clock import SimulatedClock
+from peers.conduct import HONEST, Conduct
+from peers.expulsion import Expelled
 from peers.interfaces import Endpoint, Handlers, Stream, Traffic
 from peers.node import Node, NodeSettings
 from peers.state_snapshot import StateSnapshot
@@ -25,6 +28,7 @@ from protocols.ids import Epoch, PeerId, SwarmTime
 from protocols.record_keeping import record_validator
 from protocols.records import Presence, Role
 from protocols.signing import Sealer
+from protocols.trust.ledger import Ledger
 from tests.helpers.run_world import NOW, RunWorld, identity
 
 _PORT = ":4001"
@@ -105,6 +109,8 @@ class Trainee:
     outcomes: list[RoundOutcome] = field(default_factory=list)
     running: asyncio.Task[None] | None = None
     training: asyncio.Task[None] | None = None
+    ledger: Ledger = field(default_factory=Ledger)
+    expelled: Expelled | None = None
 
     @property
     def epoch(self) -> int:
@@ -164,11 +170,12 @@ class Trainee:
 class NodeSwarm:
     """`async with NodeSwarm() as swarm:` then `swarm.add(...)`; use under `run_simulated`."""
 
-    def __init__(self, target_samples: int = 100) -> None:
+    def __init__(self, target_samples: int = 100, trust: TrustRules | None = None) -> None:
         self.network = SimulatedNetwork(1, LinkSpec(latency_s=0.02, jitter_s=0.005, bandwidth_bytes_per_s=1e7))
         self.records = MemorySwarm()
         self.members: list[Trainee] = []
         self._target_samples = target_samples
+        self._trust = trust
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> NodeSwarm:
@@ -190,6 +197,8 @@ class NodeSwarm:
         error_s: float = 0.0,
         trains: bool = True,
         founder: bool = True,
+        conduct: Conduct = HONEST,
+        ledger: Ledger | None = None,
     ) -> Trainee:
         """Start a member that trains.
 
@@ -201,26 +210,42 @@ class NodeSwarm:
             error_s: how far its clock is ahead.
             trains: False for one that announces its state and then does nothing by itself.
             founder: it may begin alone.
+            conduct: how it behaves.
+            ledger: bans that it knows; kept up to date.
         """
         run, authority_key = world().run, world().authority_key
         who, clock = identity(number), SimulatedClock(error_s=error_s)
-        rules = AveragingRules(run, 32, codec_named("fp32"), 64, 5.0, 3.0, 30.0)
+        rules = AveragingRules(run, 32, codec_named("fp32"), 64, 5.0, 3.0, 30.0, trust=self._trust)
         leaf_pem = CertificateChain.from_bytes(sealer_of(number).certificate).leaf_pem
         presence = Presence(who.peer, "", leaf_pem, (), role, "cpu", 1_000_000, NOW, "test")
         bandwidth = 0 if role == "client" else 1_000_000
-        settings = NodeSettings(run, authority_key, rules, self._target_samples, presence, bandwidth, founder=founder)
+        ledger = Ledger() if ledger is None else ledger
+        settings = NodeSettings(
+            run, authority_key, rules, self._target_samples, presence, bandwidth, founder=founder, ledger=ledger, conduct=conduct
+        )
         store = MemoryStore(clock, _validator, self.records)
         transport = PortedTransport(SimulatedTransport(self.network, who.peer))
         handle = PeerHandle()
         node = Node(settings, sealer_of(number), who, transport, store, handle, clock)
         member = Trainee(number, node, handle, who.peer, samples_per_tick, held)
-        member.running = self._tasks.create_task(node.run(lambda address: None))
+        member.ledger = ledger
+        member.running = self._tasks.create_task(self._run(member))
         if trains:
             member.training = self._tasks.create_task(member.train())
         elif held:
             member.hold(held)
         self.members.append(member)
         return member
+
+    @staticmethod
+    async def _run(member: Trainee) -> None:
+        """Its process: a member that is banned ends, and the others go on."""
+        try:
+            await member.node.run(lambda address: None)
+        except Expelled as error:
+            member.expelled = error
+            if member.training:
+                member.training.cancel()
 
     def kill(self, member: Trainee) -> None:
         """The process is gone, without a word."""

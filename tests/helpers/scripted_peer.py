@@ -114,7 +114,10 @@ class Loop:
         self.model = torch.nn.Sequential(torch.nn.Linear(4, width), torch.nn.Tanh(), torch.nn.Linear(width, 2))
         self.inner = MAKERS[optimizer](list(self.model.parameters()))
         self.peer = peer
-        self.opt = CollaborativeOptimizer(self.model, self.inner, peer=peer, target_batch_samples=8, grad_clip_norm=1.0)
+        self.now_s = 0.0
+        self.opt = CollaborativeOptimizer(
+            self.model, self.inner, peer=peer, target_batch_samples=8, grad_clip_norm=1.0, clock=lambda: self.now_s
+        )
 
     def batch(self, number: int, scale: float = 1.0) -> StepStatus:
         """Compute micro-batch `number` (4 samples) and step."""

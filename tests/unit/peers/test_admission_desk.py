@@ -298,3 +298,30 @@ def test_an_admission_key_that_ran_out(tmp_path: Path) -> None:
     assert admit_self(invite, identity(1), tls_key(1), OPEN.run_ca, NOW).peer == identity(1).peer
     with pytest.raises(InviteError, match="out of date"):
         admit_self(invite, identity(1), tls_key(1), OPEN.run_ca, SwarmTime(NOW + 200))
+
+
+BANNED = "This peer is banned from the run since epoch 12: it returned a false mean of its blocks."
+
+
+def a_door_that_shuts_out(number: int) -> CallHandler:
+    return spec_handler(OPEN.signed_spec, OPEN.run_ca, FixedClock(), lambda peer: BANNED if peer == identity(number).peer else None)
+
+
+def test_whoever_is_banned_is_told_why_at_the_door_of_an_open_run_as_well(tmp_path: Path) -> None:
+    net = network(tmp_path, world=OPEN)
+    invite = OPEN.received(OPEN.open_run_invite())
+    join(net, invite, tmp_path / "me")
+    net.served[ADDRESS, "spec"] = a_door_that_shuts_out(1)
+    with pytest.raises(UserError) as refused:
+        join(net, invite, tmp_path / "me")
+    assert refused.value.exit_code is ExitCode.REFUSED
+    assert str(refused.value) == BANNED
+    net.caller = identity(2).peer
+    assert join(net, invite, tmp_path / "other", 2).peer == identity(2).peer
+
+
+def test_one_member_cannot_keep_anybody_out_by_saying_that_it_is_banned(tmp_path: Path) -> None:
+    net = network(tmp_path, world=OPEN, address=ELSEWHERE)
+    net.served[ADDRESS, "spec"] = a_door_that_shuts_out(1)
+    invite = OPEN.received(OPEN.open_run_invite(addresses=(ADDRESS, ELSEWHERE)))
+    assert join(net, invite, tmp_path / "me").peer == identity(1).peer

@@ -73,7 +73,8 @@ def test_a_directory_leaves_out_who_is_banned_from_now_on() -> None:
     assert directory.placed(Epoch(0)) == (frozenset(PEERS[1:4]), frozenset(PEERS[4:5]))
     for number in (1, 4):
         ledger.add(Ban(PEERS[number], Offence.CHECK, Epoch(3), b"proof"))
-    assert directory.placed(Epoch(0)) == (frozenset(PEERS[2:4]), frozenset())
+    assert directory.placed(Epoch(4)) == (frozenset(PEERS[1:4]), frozenset(PEERS[4:5]))  # until everybody knows
+    assert directory.placed(Epoch(5)) == (frozenset(PEERS[2:4]), frozenset())
     assert directory.live(Epoch(0)) == frozenset(PEERS[2:4])
     assert directory.endpoint(PEERS[1]) is None
     assert directory.endpoint(PEERS[2]) == Endpoint(PEERS[2], str(PEERS[2]))

@@ -32,12 +32,12 @@ FROZEN = {
     "init": {"RUN_FILE", "--preset", "--name", "--state-dir", "--json"},
     "coordinate": {"--state-dir", "--train", "--invite-file", "--listen", "--announce", "--device", "--set"},
     "invite": {"--expires", "--uses", "--state-dir", "--json"},
-    "join": {"INVITE", "--state-dir", "--listen", "--announce", "--device", "--role", "--set"},
+    "join": {"INVITE", "--state-dir", "--listen", "--announce", "--device", "--role", "--set", "--attack"},
     "status": {"--state-dir", "--json", "--watch"},
     "doctor": {"--state-dir", "--address", "--json"},
     "export": {"FOLDER", "--state-dir", "--epoch", "--json"},
     "generate": {"FOLDER", "--prompt", "--bytes", "--temperature", "--seed", "--json"},
-    "demo": {"--json", "--seconds", "--goal", "--state-dir", "--keep"},
+    "demo": {"--json", "--seconds", "--goal", "--state-dir", "--keep", "--attackers", "--attack"},
 }
 """Commands and flags that people's scripts rely on. Adding is fine, with an entry in the change log; removing or renaming breaks them."""
 

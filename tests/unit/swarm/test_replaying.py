@@ -11,6 +11,7 @@ from peers.bridge import ReplayRequest, RoundOutcome, SwarmView
 from peers.state_snapshot import StateSnapshot
 from peers.training_peer import Contribution
 from protocols.ids import Epoch
+from protocols.trust.audits import AUDIT_WITHIN_S, AUDITABLE_EPOCHS
 from swarm.optim import CollaborativeOptimizer, StepStatus
 from swarm.optim.replaying import BATCHES_A_TURN
 from tests.helpers.scripted_peer import OTHER, Loop, ScriptedPeer, applied
@@ -143,8 +144,24 @@ def test_a_member_without_a_way_to_replay_says_so_and_a_helper_too() -> None:
     assert "auditing" not in [phase for _, phase in peer.reports]
 
 
+def test_where_epochs_are_short_the_states_of_several_are_kept() -> None:
+    auditor, brought = contributed()
+    for number in range(1, AUDITABLE_EPOCHS):
+        auditor.close(10 + number)
+    auditor.scripted.replays.append(of(brought))
+    auditor.batch(4)
+    ((_, vector),) = auditor.scripted.replayed
+    assert vector is not None
+    assert moderately_close(vector, brought.vector)
+    auditor.close(3)
+    auditor.scripted.replays.append(of(brought))
+    auditor.batch(4)
+    assert auditor.scripted.replayed[-1] == (of(brought), None)
+
+
 def test_an_older_state_is_forgotten_and_so_is_everything_when_another_is_taken_over() -> None:
     auditor, brought = contributed()
+    auditor.now_s += AUDIT_WITHIN_S + 1
     auditor.close(3)
     auditor.scripted.replays.append(of(brought))
     auditor.batch(4)

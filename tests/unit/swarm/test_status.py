@@ -95,7 +95,7 @@ def test_json_has_the_agreed_fields() -> None:
     agreed = {
         *("run_name", "run_id", "peer", "pid", "role", "state", "epoch", "samples", "samples_total", "samples_per_s", "sent_bytes"),
         *("received_bytes", "loss", "eval_loss", "state_hash", "target_samples", "swarm_samples", "addresses", "members", "updated_at"),
-        *("last_error", "data_address", "hashes"),
+        *("last_error", "data_address", "hashes", "banned"),
     }
     assert set(raw) == agreed
     assert raw["pid"] == os.getpid()

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from swarm.monitoring.live import plain_line
-from swarm.monitoring.status import Liveness
+from swarm.monitoring.status import BannedStatus, Liveness
 from swarm.monitoring.table import Row, human_bytes, own_row, render, status_view, summary_of
 from tests.unit.swarm.status_builder import PEER, a_member, a_status
 
@@ -31,6 +31,17 @@ def test_one_row_per_member_and_the_swarm_below() -> None:
     assert "3.250" not in theirs
     assert any("epoch 7" in line and "loss 3.250" in line and "held-out 3.500" in line for line in lines)
     assert any("64/128 samples" in line for line in lines)
+
+
+def test_bans_are_told_below_the_table() -> None:
+    other = "12D3KooWPz8xEji9oXPh72fxyT6FTWv6EnhH24b5pqSiPcKtcz4g"
+    banned = (BannedStatus(other, 12, "it returned a false mean of its blocks"), BannedStatus(PEER, 13, "it accused an honest member"))
+    lines = [line.strip() for line in _text(status_view(a_status(banned=banned), Liveness.RUNNING)).splitlines()]
+    assert f"{other[-8:]} banned in epoch 12: it returned a false mean of its blocks" in lines
+    assert "this peer banned in epoch 13: it accused an honest member" in lines
+    named = _text(render([own_row("volunteer-3", a_status(), "banned")], summary_of(a_status(banned=banned), names={other: "volunteer-3"})))
+    assert "volunteer-3 banned in epoch 12" in named
+    assert "banned" in next(line for line in named.splitlines() if "trainer" in line)
 
 
 def test_a_dead_peer_is_not_shown_as_if_it_lived() -> None:
