@@ -198,9 +198,9 @@ def doubts(distance: float, part_norm: float) -> bool:
     return distance > part_norm
 
 
-def doubt_differs(doubted: bool, found: Figures) -> bool:
-    """Verification 1: whether a contributor's doubt, or its lack, is not what its part gives."""
-    clear = abs(found.distance - found.length) > _DOUBTFUL * found.length
+def doubt_differs(doubted: bool, found: Figures, margin: float = 1.0) -> bool:
+    """Verification 1: whether a contributor's doubt, or its lack, is not what its part gives; the margin is that of `figures_differ`."""
+    clear = abs(found.distance - found.length) > margin * _DOUBTFUL * found.length
     return clear and doubted != doubts(found.distance, found.length)
 
 

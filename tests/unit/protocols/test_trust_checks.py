@@ -327,6 +327,9 @@ def test_a_false_doubt_is_one_where_it_is_clear() -> None:
     assert not doubt_differs(False, near)
     assert not doubt_differs(True, edge)
     assert not doubt_differs(False, edge)
+    clear = Figures(0.0, 1.0015, 1.0)
+    assert doubt_differs(False, clear)
+    assert not doubt_differs(False, clear, margin=2.0)
 
 
 def test_a_false_reduction_is_one_and_an_honest_one_is_not() -> None:
