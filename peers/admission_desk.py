@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from peers.interfaces import CallHandler, Clock
 from peers.private_files import make_private_dir, read_bounded, write_atomic
+from peers.transport.handling import BANNED
 from protocols.admission import MAX_LEDGER_BYTES, AdmissionDesk, AdmissionRequest, Refusal
 from protocols.errors import LocalProtocolError, RemoteRefusal, StateDirError
 from protocols.ids import PeerId
@@ -25,16 +27,21 @@ ADMIT_CALL = "admit"
 _LEDGER_FILE = "run/admissions"
 
 
-def spec_handler(signed_spec: SignedRunSpec, run_ca: bytes, clock: Clock) -> CallHandler:
-    """Serves "spec": everything public about the run, to anybody.
+def spec_handler(
+    signed_spec: SignedRunSpec, run_ca: bytes, clock: Clock, why_banned: Callable[[PeerId], str | None] = lambda _peer: None
+) -> CallHandler:
+    """Serves "spec": everything public about the run, to anybody who is not banned from it.
 
     Args:
         signed_spec: of the run.
         run_ca: the run's root, DER.
         clock: ours; the caller compares it with its own.
+        why_banned: why a peer stays out, in a sentence for its owner; None if it does not.
     """
 
     async def serve(caller: PeerId, request: bytes) -> bytes:
+        if sentence := why_banned(caller):
+            raise RemoteRefusal(caller, BANNED, sentence)
         log.debug("run document asked for: caller=%s request_bytes=%d", caller.short, len(request))
         return RunDocument(signed_spec, run_ca, clock.now()).encode()
 

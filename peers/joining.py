@@ -77,7 +77,11 @@ async def fetch_run(call: Call, invite: Invite, clock: Clock, timeout_s: float =
 
     async def ask(address: str) -> RunDocument | _Failure:
         asked_at = clock.now()
-        document = RunDocument.decode(await call(address, SPEC_CALL, b"", timeout_s=timeout_s), None)
+        try:
+            reply = await call(address, SPEC_CALL, b"", timeout_s=timeout_s)
+        except RemoteRefusal as refusal:  # one member's word is not enough: the others are asked as well
+            return _Failure(address, refusal.reason, _FINAL_CODES.get(refusal.code))
+        document = RunDocument.decode(reply, None)
         found = document.signed_spec.run_id
         if found != invite.run:
             reason = f"it takes part in the run {found.short}, and the invite is for {invite.run.short}"

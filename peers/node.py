@@ -19,11 +19,13 @@ from peers.averaging.auditing import Replay
 from peers.averaging.averager import Averager, RoundDone
 from peers.averaging.context import AveragingRules, MemberContext
 from peers.averaging.gathering import LeftOut
+from peers.averaging.liveness import ALIVE
 from peers.bandwidth import Bandwidth
 from peers.bridge import PeerHandle
 from peers.conduct import HONEST, Conduct
+from peers.expulsion import Expelled, RefusalWatch, ban_sentence, refused_sentence
 from peers.identity import Identity
-from peers.interfaces import Clock, Handlers, RecordStore, Transport
+from peers.interfaces import Clock, Endpoint, Handlers, RecordStore, Transport
 from peers.notary import MemberNotary
 from peers.roster import Roster
 from peers.state_server import StateServer
@@ -41,7 +43,7 @@ from peers.training_peer import (
     TrainerReport,
 )
 from protocols.certificate import membership_checker
-from protocols.errors import RemoteProtocolError, RoundError
+from protocols.errors import RemoteError, RemoteProtocolError, RoundError
 from protocols.ids import Epoch, PeerId, RunId, SwarmTime
 from protocols.messages import Join
 from protocols.progress import SwarmProgress, estimate
@@ -65,6 +67,9 @@ LEAVE_WITHIN_S = 1.5
 """How long saying goodbye may take."""
 
 HEAVY_THREADS = 2
+REFUSALS_EVERY_S = 5.0
+"""How often those who refuse us as banned are counted."""
+
 LEDGERS_READ = 3
 """Members that a newcomer asks for bans: one of them may keep some back, none can make one up."""
 
@@ -84,8 +89,7 @@ class NodeSettings:
         founder: we may begin alone; others first wait until they have seen somebody, or a slow
             look-up would make them a swarm of their own.
         part_memory_bytes: for others' parts of the blocks that we reduce; 0: no limit.
-        ledger: who is banned; shared with whoever guards our doors.
-        proofs: of bans that we knew the last time.
+        ledger: who is banned as far as we know already; shared with whoever guards our doors.
         conduct: how we behave.
     """
 
@@ -98,7 +102,6 @@ class NodeSettings:
     founder: bool
     part_memory_bytes: int = 0
     ledger: Ledger = field(default_factory=Ledger)
-    proofs: tuple[bytes, ...] = ()
     conduct: Conduct = HONEST
 
 
@@ -127,7 +130,7 @@ class Node:
         self._settings = settings
         self._sealer = sealer
         self._me: PeerId = identity.peer
-        self._transport = transport
+        self._transport = RefusalWatch(transport, settings.ledger)
         self._store = store
         self._handle = handle
         self._clock = clock
@@ -142,6 +145,7 @@ class Node:
         self._last_group: tuple[PeerId, ...] = ()
         self._met_somebody = settings.founder
         self._averager: Averager | None = None
+        self._expelled: Expelled | None = None
         self._bandwidth = Bandwidth()
         self.address = ""
         self.on_round: Callable[[RoundDone], None] = lambda done: None
@@ -159,6 +163,7 @@ class Node:
 
         Raises:
             NetworkSetupError: our port is taken.
+            Expelled: we are banned.
 
         Cancellation: as stopping, without the goodbye.
         """
@@ -167,10 +172,18 @@ class Node:
             async with asyncio.TaskGroup() as tasks:
                 context = self._context(tasks, pool)
                 self._averager = Averager(context, self._handle.close_epoch, self._observe, self._replay)
-                await self._recall_bans(self._averager)
+                if self._averager.guarding:
+                    self._averager.guarding.on_ban = self._banned
                 handlers = merged(self._averager.handlers, self._states.handlers())
                 async with self._transport.serve(handlers) as self.address:
-                    duties = (self._announce(), self._publish(), self._follow(), self._look(), self._learn_bans(self._averager))
+                    duties = (
+                        self._announce(),
+                        self._publish(),
+                        self._follow(),
+                        self._look(),
+                        self._learn_bans(self._averager),
+                        self._mind_refusals(),
+                    )
                     background = [tasks.create_task(work) for work in duties]
                     on_ready(self.address)
                     await self._handle.serve(self)
@@ -183,6 +196,8 @@ class Node:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             await self._transport.close()
+        if self._expelled:
+            raise self._expelled
 
     def _context(self, tasks: asyncio.TaskGroup, pool: ThreadPoolExecutor) -> MemberContext:
         membership = membership_checker(self._settings.run, self._settings.authority_key)
@@ -204,12 +219,6 @@ class Node:
             conduct=conduct,
         )
 
-    async def _recall_bans(self, averager: Averager) -> None:
-        """Believe again what we knew the last time, from its proofs; then tell of what is new."""
-        if averager.guarding:
-            await averager.guarding.court.learn(self._settings.proofs, self._me)
-            averager.guarding.on_ban = self._banned
-
     async def _learn_bans(self, averager: Averager) -> None:
         """Newcomers are told of earlier bans by the first members that they meet."""
         while averager.guarding:
@@ -223,6 +232,30 @@ class Node:
         log.warning("member is banned: peer=%s epoch=%d reason=%s", ban.accused.short, ban.epoch, ban.offence.sentence)
         self.on_ban(ban)
         self._show()
+        if ban.accused == self._me:
+            self._leave_banned(ban_sentence(ban))
+
+    def _leave_banned(self, sentence: str) -> None:
+        """Nobody will have us any more: end, and say why."""
+        self._expelled = Expelled(sentence)
+        self._handle.stop()
+
+    async def _mind_refusals(self) -> None:
+        """Whom most others refuse as banned has no place here, even if nobody has shown it a proof."""
+        while self._settings.rules.trust:
+            await asyncio.sleep(REFUSALS_EVERY_S)
+            if not self._transport.refusing:
+                continue
+            known = [endpoint for peer in self.roster.others() if (endpoint := self.roster.endpoint(peer))]
+            await asyncio.gather(*(self._knock(endpoint) for endpoint in known))
+            refusing = sum(endpoint.peer in self._transport.refusing for endpoint in known)
+            if 2 * refusing > len(known) and not self._expelled:
+                self._leave_banned(refused_sentence(refusing, len(known)))
+
+    async def _knock(self, endpoint: Endpoint) -> None:
+        """Whether a member still talks to us; `RefusalWatch` takes note."""
+        with contextlib.suppress(RemoteError):
+            await self._transport.call(endpoint, ALIVE, b"", timeout_s=self._settings.rules.stall_timeout_s)
 
     async def _replay(self, replay: Replay) -> torch.Tensor | None:
         """Have the trainer compute somebody's contribution again."""

@@ -171,11 +171,11 @@ class AdmissionDesk:
         self._run_ca = run_ca
         self._issuer = issuer
         self._uses: dict[bytes, _Uses] = {}
-        self._banned: set[PeerId] = set()
+        self._banned: dict[PeerId, str] = {}
 
-    def ban(self, peer: PeerId) -> None:
-        """Let a peer in no more, nor anybody new by the invite that let it in."""
-        self._banned.add(peer)
+    def ban(self, peer: PeerId, sentence: str = "This identity is banned from the run.") -> None:
+        """Let a peer in no more, nor anybody new by the invite that let it in; `sentence` tells its owner why."""
+        self._banned[peer] = sentence
 
     def handle(self, request: AdmissionRequest, now: SwarmTime) -> Admitted | Refusal:
         """Decide on one request.
@@ -219,7 +219,7 @@ class AdmissionDesk:
         if not binding_holds(key, self._run):
             return Refusal("bad-identity", "The TLS key in the request is not a P-256 key that its identity signed for this run.")
         if key.peer in self._banned:
-            return Refusal("banned", "This identity is banned from the run.")
+            return Refusal("banned", self._banned[key.peer])
         return None
 
     def _refuse_invite(self, peer: PeerId, invite: Invite) -> Refusal | None:

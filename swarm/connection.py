@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from peers.bridge import PeerHandle
 from peers.clock import SystemClock
+from peers.conduct import HONEST, Conduct
 from peers.identity import Identity, state_dir_lock
 from peers.training_peer import PeerStopped
 from protocols.ids import PeerId
@@ -32,6 +33,13 @@ LEAVE_WITHIN_S = 4.5
 """How long leaving the swarm may take."""
 
 T = TypeVar("T")
+
+MakeConduct = Callable[[PeerId], Conduct]
+"""How a member with that identity behaves."""
+
+
+def _honest(_me: PeerId) -> Conduct:
+    return HONEST
 
 
 @dataclass(frozen=True)
@@ -95,12 +103,13 @@ class Connection:
 
 
 @contextmanager
-def open_connection(config: PeerConfig, make_entrance: Callable[[], Entrance]) -> Iterator[Connection]:
+def open_connection(config: PeerConfig, make_entrance: Callable[[], Entrance], make_conduct: MakeConduct = _honest) -> Iterator[Connection]:
     """Lock the state directory, load or make the identity, and start the network thread; leave the swarm at the end.
 
     Args:
         config: ours.
         make_entrance: how we become a member; called once we hold the lock.
+        make_conduct: how we behave towards others; called with who we are.
 
     Raises:
         UserError: whatever the person at this machine can mend, also from the network thread while it ran.
@@ -108,7 +117,7 @@ def open_connection(config: PeerConfig, make_entrance: Callable[[], Entrance]) -
     with state_dir_lock(config.state_dir):
         identity = Identity.load_or_create(config.state_dir)
         handle = PeerHandle()
-        network = NetworkThread(config, identity, make_entrance(), handle)
+        network = NetworkThread(config, identity, make_entrance(), handle, make_conduct(identity.peer))
         try:
             network.start()
             yield Connection(config, identity, handle, network)
@@ -122,19 +131,20 @@ def open_connection(config: PeerConfig, make_entrance: Callable[[], Entrance]) -
 
 
 @contextmanager
-def connect(invite: str, config: PeerConfig) -> Iterator[Connection]:
+def connect(invite: str, config: PeerConfig, make_conduct: MakeConduct = _honest) -> Iterator[Connection]:
     """Join a run by an invite and stay connected while the context is open; see the module's example.
 
     Args:
         invite: the link.
         config: ours.
+        make_conduct: how we behave towards others: honestly, but in demonstrations and tests.
 
     Raises:
         UserError: whatever the person at this machine can mend.
     """
     prepare_libraries()
     clock = SystemClock()
-    with open_connection(config, lambda: VolunteerEntrance(invite, config.state_dir, clock)) as connection:
+    with open_connection(config, lambda: VolunteerEntrance(invite, config.state_dir, clock), make_conduct) as connection:
         yield connection
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peers.admission_desk import ADMIT_CALL, SPEC_CALL, AdmissionService, spec_handler
+from peers.ban_file import load_ledger
 from peers.credentials import MemberCredentials, TlsKey
+from peers.expulsion import Expelled, ban_sentence
 from peers.identity import Identity
 from peers.interfaces import Clock
 from peers.joining import join_run
@@ -21,10 +23,11 @@ from protocols.admission import MEMBER_LIFETIME_S, AdmissionDesk
 from protocols.canonical import pack_time
 from protocols.certificate import MAX_VALIDITY_LEAD_S
 from protocols.errors import ExitCode, NetworkSetupError, RemoteError, UserError
-from protocols.ids import PeerId, SwarmTime
+from protocols.ids import PeerId, RunId, SwarmTime
 from protocols.invite import MAX_ADDRESSES, read_invite
 from protocols.issuing import Issuer, issue_member_certificate, serial_for
 from protocols.runspec import SignedRunSpec
+from protocols.trust.ledger import Ban, Ledger
 from swarm.runfile import load_spec, new_invite, save_spec
 
 log = logging.getLogger(__name__)
@@ -45,14 +48,16 @@ class Membership:
         credentials: ours.
         initial_peers: libp2p addresses to enter the DHT by; empty for the first member.
         founder: we hold the run's authority.
-        ban: called with a member that is banned: our admission desk, if we have one, lets it in no more.
+        ledger: bans known so far; whoever learns of others puts them in.
+        ban: called with each new ban: our admission desk, if we have one, lets its member in no more.
     """
 
     signed: SignedRunSpec
     credentials: MemberCredentials
     initial_peers: tuple[str, ...]
     founder: bool
-    ban: Callable[[PeerId], None] = lambda _peer: None
+    ledger: Ledger
+    ban: Callable[[Ban], None] = lambda _ban: None
 
 
 class VolunteerEntrance:
@@ -86,6 +91,7 @@ class VolunteerEntrance:
         Raises:
             UserError: we are not let in, or nobody can be reached; one sentence.
         """
+        ledger = recall_bans(self._state_dir, self._invite.run, self._invite.authority_key, self._clock, identity)
         addresses = tuple(dict.fromkeys((*self._invite.addresses, *remembered_addresses(self._state_dir))))
         invite = dataclasses.replace(self._invite, addresses=addresses)
         document, credentials = await join_run(node.call, invite, identity, self._state_dir, self._clock)
@@ -94,8 +100,8 @@ class VolunteerEntrance:
                 "The members at the invite's addresses belong to another run: ask for a new invite.", ExitCode.WRONG_RUN
             )
         save_spec(self._state_dir, document.signed_spec)
-        await node.serve(SPEC_CALL, spec_handler(document.signed_spec, document.run_ca, self._clock))
-        return Membership(document.signed_spec, credentials, addresses, founder=False)
+        await node.serve(SPEC_CALL, spec_handler(document.signed_spec, document.run_ca, self._clock, why_banned_by(ledger)))
+        return Membership(document.signed_spec, credentials, addresses, founder=False, ledger=ledger)
 
     def now_online(self, addresses: tuple[str, ...]) -> None:
         """Nothing to do: others read our presence."""
@@ -121,14 +127,18 @@ class AuthorityEntrance:
     async def enter(self, node: Libp2pNode, identity: Identity) -> Membership:
         """Certify ourselves and open the desk."""
         signed, authority, now = self._signed, self._authority, self._clock.now()
+        ledger = recall_bans(self._state_dir, signed.run_id, signed.authority_key, self._clock, identity)
         credentials = MemberCredentials.load(self._state_dir, signed.run_id, signed.authority_key)
         if credentials is None or not credentials.usable(identity, now):
             credentials = self._certify(identity, now)
             credentials.save(self._state_dir)
         desk = AdmissionDesk(signed.run_id, signed.authority_key, authority.certificate, authority)
+        for ban in ledger.bans:
+            desk.ban(ban.accused, ban_sentence(ban))
         await node.serve(ADMIT_CALL, AdmissionService(desk, self._state_dir, self._clock).admit)
-        await node.serve(SPEC_CALL, spec_handler(signed, authority.certificate, self._clock))
-        return Membership(signed, credentials, await self._still_there(node), founder=True, ban=desk.ban)
+        await node.serve(SPEC_CALL, spec_handler(signed, authority.certificate, self._clock, why_banned_by(ledger)))
+        there = await self._still_there(node)
+        return Membership(signed, credentials, there, founder=True, ledger=ledger, ban=lambda ban: desk.ban(ban.accused, ban_sentence(ban)))
 
     async def _still_there(self, node: Libp2pNode) -> tuple[str, ...]:
         """After a restart: members of old that answer. Nobody answering is no error here, since somebody has to be the first."""
@@ -160,6 +170,29 @@ class AuthorityEntrance:
         uses = 0 if self._signed.spec.admission.mode == "open" else INVITE_USES
         now = self._clock.now()
         self._invite_sink(new_invite(self._signed, self._authority, addresses, now=now, lifetime_s=INVITE_LIFETIME_S, max_uses=uses))
+
+
+def recall_bans(state_dir: Path, run: RunId, authority_key: bytes, clock: Clock, identity: Identity) -> Ledger:
+    """The bans known the last time: they hold from the first moment.
+
+    Raises:
+        Expelled: we are banned ourselves.
+        StateDirError: the file is damaged.
+    """
+    ledger = load_ledger(state_dir, run, authority_key, clock)
+    if own := ledger.of(identity.peer):
+        raise Expelled(ban_sentence(own))
+    return ledger
+
+
+def why_banned_by(ledger: Ledger) -> Callable[[PeerId], str | None]:
+    """What a peer that a ledger names is told at the door; None for others."""
+
+    def why(peer: PeerId) -> str | None:
+        ban = ledger.of(peer)
+        return ban_sentence(ban) if ban else None
+
+    return why
 
 
 def remembered_addresses(state_dir: Path) -> tuple[str, ...]:

@@ -24,9 +24,10 @@ import uvloop
 
 from peers.averaging.context import AveragingRules
 from peers.averaging.trust_rules import trust_rules
-from peers.ban_file import load_proofs, save_proofs
+from peers.ban_file import save_proofs
 from peers.bridge import PeerHandle
 from peers.clock import SystemClock
+from peers.conduct import HONEST, Conduct
 from peers.identity import Identity
 from peers.libp2p_control import split_address
 from peers.libp2p_daemon import Libp2pOptions
@@ -40,13 +41,13 @@ from peers.transport.fallback import FallbackTransport
 from peers.transport.libp2p_streams import Libp2pStreams
 from peers.twin import refuse_twin
 from protocols.codecs import codec_named
-from protocols.errors import NetworkSetupError, StateDirError
+from protocols.errors import NetworkSetupError, StateDirError, UserError
 from protocols.ids import PeerId, SwarmTime
 from protocols.messages import MAX_BANDWIDTH_BYTES_PER_S
 from protocols.record_keeping import RecordReader, record_validator
 from protocols.records import Presence
 from protocols.runspec import SignedRunSpec
-from protocols.trust.ledger import Ban, Ledger
+from protocols.trust.ledger import Ban
 from swarm.config import PeerConfig, split_host_port
 from swarm.membership import Membership, remember_addresses
 
@@ -88,13 +89,15 @@ class NetworkThread:
         identity: ours.
         entrance: how we get in.
         handle: the trainer's end.
+        conduct: how we behave towards others.
     """
 
-    def __init__(self, config: PeerConfig, identity: Identity, entrance: Entrance, handle: PeerHandle) -> None:
+    def __init__(self, config: PeerConfig, identity: Identity, entrance: Entrance, handle: PeerHandle, conduct: Conduct = HONEST) -> None:
         self._config = config
         self._identity = identity
         self._entrance = entrance
         self._handle = handle
+        self._conduct = conduct
         self.membership: Future[SignedRunSpec] = Future()
         self.online: Future[Online] = Future()
         self.ended: Future[None] = Future()
@@ -171,7 +174,7 @@ class NetworkThread:
                     await node.run(lambda address: self._now_online(libp2p, address))
                     watching.cancel()
                     remembering.cancel()
-            except* NetworkSetupError as errors:
+            except* UserError as errors:
                 raise errors.exceptions[0] from errors
 
     @asynccontextmanager
@@ -184,7 +187,7 @@ class NetworkThread:
         store = await HivemindStore.create(libp2p, papers.initial_peers, validator, clock, client_mode=client)
         try:
             host = self._config.announce or own_host(self._config.listen)
-            ledger = Ledger()
+            ledger = papers.ledger
             direct = DirectTransport(credentials.tls(clock, ledger.__contains__), self._config.listen, host, self._config.data_port)
             transport = FallbackTransport(direct, Libp2pStreams(libp2p, credentials.proof(clock, ledger.__contains__)))
             reader = RecordReader(signed.run_id, signed.authority_key)
@@ -193,18 +196,18 @@ class NetworkThread:
             except BaseException:
                 await transport.close()
                 raise
-            settings = replace(self._node_settings(libp2p, papers, clock.now()), ledger=ledger, proofs=load_proofs(self._config.state_dir))
+            settings = replace(self._node_settings(libp2p, papers, clock.now()), ledger=ledger, conduct=self._conduct)
             node = Node(settings, credentials.sealer(self._identity), self._identity, transport, store, self._handle, clock)
-            node.on_ban = lambda ban: self._banned(ban, ledger, papers)
+            node.on_ban = lambda ban: self._banned(ban, papers)
             yield node, store
         finally:
             await store.close()
 
-    def _banned(self, ban: Ban, ledger: Ledger, papers: Membership) -> None:
+    def _banned(self, ban: Ban, papers: Membership) -> None:
         """Close the admission desk too, and keep what proves it for the next start."""
-        papers.ban(ban.accused)
+        papers.ban(ban)
         try:
-            save_proofs(self._config.state_dir, ledger.bans)
+            save_proofs(self._config.state_dir, papers.ledger.bans)
         except StateDirError as error:
             log.warning("bans are not remembered: %s", error)
 

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,14 +39,25 @@ EVALUATE_EVERY_EPOCHS = {"helper": 5, "trainer": 25, "client": 25}
 """A helper has time to spare; trainers measure so that the curve goes on without it."""
 
 
-def run_volunteer(config: PeerConfig, link: str) -> None:
+def run_volunteer(config: PeerConfig, link: str, *, attack: str | None = None) -> None:
     """Join a run by an invite and train until it ends or a signal comes.
+
+    Args:
+        config: ours.
+        link: the invite.
+        attack: of `peers.attacks.lone.LONE_ATTACKS`, for demonstrations: this member then attacks and is banned.
 
     Raises:
         UserError: whatever the person at this machine can mend.
     """
-    with leaving_on_signals() as leaving, connect(link, config) as connection:
+    with leaving_on_signals() as leaving, _attacking(link, config, attack) if attack else connect(link, config) as connection:
         _train(connection, leaving, measure_first=False)
+
+
+def _attacking(link: str, config: PeerConfig, attack: str) -> AbstractContextManager[Connection]:
+    from peers.attacks.lone import lone_attacker
+
+    return connect(link, config, lambda me: lone_attacker(attack, me))
 
 
 def run_coordinator(

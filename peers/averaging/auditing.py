@@ -19,7 +19,7 @@ from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, Ro
 from protocols.ids import BlockIndex, Epoch, PeerId
 from protocols.messages import require
 from protocols.trust.audits import blocks_in_audit_order, contribution_differs, draw_audits
-from protocols.trust.checks import Figures, figures_differ, figures_of
+from protocols.trust.checks import Figures, doubt_differs, figures_differ, figures_of
 from protocols.trust.offences import Offence
 from protocols.trust.statements import ACCUSATION, Charge
 
@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 
 ACCUSE = "accuse"
 """Name of the call."""
+
+_ACCUSERS_MARGIN = 2.0
+"""Whoever accuses wants to see twice the difference that those who judge want: machines differ by less than what they allow, so what one
+of them finds so far off, none finds in order. Or who cheats by just what is allowed would have its auditor banned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,8 @@ class Auditing:
         self._looked_into = {known for known in self._looked_into if known[2].epoch + 1 >= case.plan.epoch}
         for target in self._targets(case):
             self._start(self._audit(case, target), f"audit of {target.short}")
+        for liar in case.liars:
+            self._start(self._look_through(case, liar), f"looking through figures of member {liar}")
         for charge in self._context.conduct.accusations(case.evidence.plan):
             self._start(self._accuse(charge), f"accusation of {charge.accused.short}")
 
@@ -120,29 +126,30 @@ class Auditing:
         if self._context.conduct.finds(charge, guilty=True):
             self._court.judge(charge.first_plan_digest, charge.accused, charge.offence)
             await self._accuse(charge)
-            await self._look_at_reducer(case, charge)
+            if charge.offence is Offence.CHECK:
+                await self._look_through(case, member)
 
     async def _first_difference(self, case: Case, member: int) -> Charge | None:
         evidence = case.evidence
         for block in map(BlockIndex, blocks_in_audit_order(evidence.coin, evidence.blocks)):
             had = await fetch_parts(self._context, evidence, member, [block], self._holders(case, member, block))
-            if had and await self._is_false(case, member, block):
+            if had and await self._is_false(case, member, block, _ACCUSERS_MARGIN):
                 return self._charge(case, member, Offence.CONTRIBUTION, block)
         return None
 
-    async def _is_false(self, case: Case, member: int, block: BlockIndex) -> bool | None:
+    async def _is_false(self, case: Case, member: int, block: BlockIndex, margin: float = 1.0) -> bool | None:
         """Whether a block is not what its member's samples give, in fp32 or in bf16: devices differ. None if we cannot know."""
         answers = []
         for bf16 in (None, True, False):
             own_D = await self._replay_of(case, case.evidence.plan.members[member].peer, bf16)
             if own_D is None:
                 continue
-            if not await self._context.heavy(lambda own=own_D: self._differs(case, member, block, own)):  # type: ignore[misc]
+            if not await self._context.heavy(lambda own=own_D: self._differs(case, member, block, own, margin)):  # type: ignore[misc]
                 return False
             answers.append(bf16)
         return True if answers else None
 
-    def _differs(self, case: Case, member: int, block: BlockIndex, own_D: torch.Tensor) -> bool:
+    def _differs(self, case: Case, member: int, block: BlockIndex, own_D: torch.Tensor, margin: float) -> bool:
         """Runs in the pool. Bytes that are no block are no contribution either."""
         rules, codec = self._context.rules.trust, self._context.rules.codec
         start, stop = case.evidence.blocks.span(block)
@@ -150,23 +157,24 @@ class Auditing:
             theirs_E = codec.decode(case.evidence.part(member, block), stop - start)
         except ValueError:
             return True
-        return rules is not None and contribution_differs(theirs_E, own_D, (start, stop), codec, rules.audit_tolerance)
+        return rules is not None and contribution_differs(theirs_E, own_D, (start, stop), codec, margin * rules.audit_tolerance)
 
     async def _false_check(self, case: Case, member: int) -> Charge | None:
         for block in map(BlockIndex, range(case.evidence.blocks.count)):
-            if await self._context.heavy(lambda b=block: self._misreported(case, member, b)):  # type: ignore[misc]
+            if await self._context.heavy(lambda b=block: self._misreported(case, member, b, _ACCUSERS_MARGIN)):  # type: ignore[misc]
                 return self._charge(case, member, Offence.CHECK, block)
         return None
 
-    def _misreported(self, case: Case, member: int, block: BlockIndex) -> bool:
-        """Runs in the pool."""
+    def _misreported(self, case: Case, member: int, block: BlockIndex, margin: float = 1.0) -> bool | None:
+        """Whether a member's figures of a block are false; None if we lack what that takes. Runs in the pool."""
         check, data = case.checks.get(member), case.evidence.parts.get((member, block))
         if check is None or data is None or block in case.put_right or not case.result.masks.get(block, 0) >> member & 1:
-            return False
+            return None
         start, stop = case.evidence.blocks.span(block)
         part_E = self._context.rules.codec.open(data, stop - start)
         found = figures_of(part_E, case.result.averaged_D[start:stop], check.coin, block)
-        return figures_differ(Figures(check.projections[block], check.distances[block]), found)
+        false_doubt = doubt_differs(block in check.doubted, found)
+        return false_doubt or figures_differ(Figures(check.projections[block], check.distances[block]), found, margin)
 
     def _charge(self, case: Case, member: int, offence: Offence, block: BlockIndex) -> Charge:
         plan = case.evidence.plan
@@ -241,23 +249,35 @@ class Auditing:
         guilty = None if found is None else self._context.conduct.finds(charge, guilty=found)
         if guilty:
             self._court.judge(charge.first_plan_digest, charge.accused, charge.offence)
-            await self._look_at_reducer(case, charge)
+            if charge.offence is Offence.CHECK and (liar := case.evidence.plan.index_of(charge.accused)) is not None:
+                await self._look_through(case, liar)
         elif guilty is False:
             self._court.judge(charge.first_plan_digest, accuser, Offence.FALSE_ACCUSATION)
 
-    async def _look_at_reducer(self, case: Case, charge: Charge) -> None:
-        """False figures have no other use than to cover a false result of their block: find out whose that is."""
-        if charge.offence is not Offence.CHECK:
-            return
-        opened = await open_block(self._context, case.evidence, case.plan, case.result, charge.block, {})
-        for finding in opened.findings:
-            self._court.judge(charge.first_plan_digest, finding.peer, finding.offence)
+    async def _look_through(self, case: Case, liar: int) -> None:
+        """False figures have no other use than to cover false results. Find all of a member's, and whoever gained or lied in those blocks:
+        of those who lie together, the first who is found gives away the others.
+        """
+        for block in map(BlockIndex, range(case.evidence.blocks.count)):
+            holders = self._holders(case, liar, block)
+            if not await fetch_parts(self._context, case.evidence, liar, [block], holders):
+                continue
+            if not await self._context.heavy(lambda b=block: self._misreported(case, liar, b)):  # type: ignore[misc]
+                continue
+            opened = await open_block(self._context, case.evidence, case.plan, case.result, block, case.checks)
+            for finding in opened.findings:
+                if self._context.conduct.finds(
+                    Charge(case.evidence.digest, case.plan.epoch, finding.peer, finding.offence, block), guilty=True
+                ):
+                    self._court.judge(case.evidence.digest, finding.peer, finding.offence)
 
     async def _finding(self, case: Case, charge: Charge, accuser: PeerId) -> bool | None:
         """Whether the accused is guilty; None if we cannot know."""
         member = case.evidence.plan.index_of(charge.accused)
         if member is None or charge.offence not in (Offence.CONTRIBUTION, Offence.CHECK, Offence.REDUCTION):
             return None
+        if charge.offence is Offence.REDUCTION and charge.block in case.put_right:
+            return None  # we have said what we had to say when we put it right
         if charge.offence is Offence.REDUCTION:
             opened = await open_block(self._context, case.evidence, case.plan, case.result, charge.block, {})
             return any(finding.peer == charge.accused for finding in opened.findings) if opened.complete else None

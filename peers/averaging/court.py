@@ -12,11 +12,22 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from peers.averaging.context import MemberContext
+from peers.interfaces import Endpoint
 from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal
-from protocols.ids import Epoch, PeerId
+from protocols.ids import PUBLIC_KEY_BYTES, Epoch, PeerId
 from protocols.messages import Plan, SealedJoin, parse, require
 from protocols.proto.swarm.v1 import trust_pb2 as pb
-from protocols.trust.ledger import ABSURD_AHEAD, Ban, Quorum, ban_by_judgements, ban_by_statements, check_ban
+from protocols.trust.ledger import (
+    ABSURD_AHEAD,
+    MAX_BAN_BYTES,
+    MAX_JUDGEMENT_BYTES,
+    Ban,
+    Quorum,
+    ban_by_judgements,
+    ban_by_statements,
+    check_ban,
+    majority,
+)
 from protocols.trust.offences import Offence
 from protocols.trust.statements import JUDGEMENT, Charge
 
@@ -32,6 +43,9 @@ _SPREAD_EPOCHS = 2
 GroupSize = Callable[[Epoch, int, PeerId], int]
 """(epoch, round, member) -> members of its group by our own view, 0 if we have none."""
 
+CommitmentOf = Callable[[bytes, PeerId], bytes | None]
+"""(first plan, member) -> its sealed commitment to that round, if we have it."""
+
 
 class Court:
     """One member's part in judging others.
@@ -39,14 +53,23 @@ class Court:
     Args:
         context: who we are.
         group_size: see `GroupSize`.
+        commitment_of: see `CommitmentOf`.
         on_ban: called once for each new ban.
         quorum: how many jurors a ban takes.
     """
 
-    def __init__(self, context: MemberContext, group_size: GroupSize, on_ban: Callable[[Ban], None], quorum: Quorum) -> None:
+    def __init__(
+        self,
+        context: MemberContext,
+        group_size: GroupSize,
+        commitment_of: CommitmentOf,
+        on_ban: Callable[[Ban], None],
+        quorum: Quorum = majority,
+    ) -> None:
         self._context = context
-        self._group_size = group_size
         self._quorum = quorum
+        self._commitment_of = commitment_of
+        self._group_size = group_size
         self._on_ban = on_ban
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._judgements: dict[tuple[bytes, PeerId, Offence], dict[PeerId, bytes]] = {}
@@ -68,6 +91,11 @@ class Court:
     def is_banned(self, peer: PeerId) -> bool:
         """Whether a member is out."""
         return peer in self._context.ledger
+
+    @property
+    def judged(self) -> frozenset[tuple[PeerId, Offence]]:
+        """Whom anybody has found guilty of what, in the rounds that we remember."""
+        return frozenset((accused, offence) for _, accused, offence in self._judgements)
 
     # What we say
 
@@ -95,7 +123,7 @@ class Court:
         except RemoteProtocolError as error:
             log.info("no proof against %s: %s", accused.short, error)
             return
-        if self._take(ban):
+        if self._convicted(ban):
             self._spread(member.peer for plan in list(self._plans.values())[-4:] for member in plan.members)
 
     def check_join(self, join: SealedJoin) -> None:
@@ -115,9 +143,21 @@ class Court:
         _, accused, offence = key
         electorate = max(plan.electorate, self._group_size(plan.epoch, plan.round_index, accused))
         if len(words) >= self._quorum(plan.epoch, electorate) and not self.is_banned(accused):
-            proof = ban_by_judgements(accused, offence, plan, [words[juror] for juror in sorted(words)])
-            self._take(Ban(accused, offence, plan.epoch, proof))
+            commitment = self._commitment_of(plan.digest, accused)
+            if commitment is not None and len(commitment) > MAX_JUDGEMENT_BYTES:
+                commitment = None
+            proof = ban_by_judgements(accused, offence, plan, [words[juror] for juror in sorted(words)], commitment)
+            self._convicted(Ban(accused, offence, plan.epoch, proof))
             self._told[accused] = {member.peer for member in plan.members}
+
+    def _convicted(self, ban: Ban) -> bool:
+        """A ban that we have seen come about: its member is shown the proof, so that it knows why nobody talks to it any more."""
+        endpoint = self._context.directory.endpoint(ban.accused)  # which leaves it out from now on
+        if not self._take(ban):
+            return False
+        if endpoint:
+            self._context.tasks.create_task(self._call(endpoint, BAN, _page([ban])), name=f"ban shown to {ban.accused.short}")
+        return True
 
     def _take(self, ban: Ban) -> bool:
         if not self._context.ledger.add(ban):
@@ -134,28 +174,26 @@ class Court:
         fresh = [ban for peer in self._fresh if (ban := self._context.ledger.of(peer))]
         for peer in dict.fromkeys(peers) if fresh else ():  # in an order that does not depend on the process
             news = [ban for ban in fresh if peer not in self._told.setdefault(ban.accused, set())]
-            if news and peer != self._context.me and not self.is_banned(peer):
-                for ban in news:
-                    self._told[ban.accused].add(peer)
-                self._context.tasks.create_task(self._tell_bans(peer, news), name=f"bans to {peer.short}")
+            endpoint = self._context.directory.endpoint(peer)
+            if news and peer != self._context.me and endpoint:
+                self._context.tasks.create_task(self._tell_bans(endpoint, news), name=f"bans to {peer.short}")
 
-    async def _tell_bans(self, peer: PeerId, bans: list[Ban]) -> None:
-        """Whoever could not be told will be the next time."""
-        message = pb.LedgerPage(bans=[ban.proof for ban in bans]).SerializeToString()
-        if not await self._call(peer, BAN, message):
+    async def _tell_bans(self, endpoint: Endpoint, bans: list[Ban]) -> None:
+        """All in one call. Whoever does not hear it is told again when we meet the next time."""
+        for ban in bans:
+            self._told[ban.accused].add(endpoint.peer)
+        if not await self._call(endpoint, BAN, _page(bans)):
             for ban in bans:
-                self._told[ban.accused].discard(peer)
+                self._told[ban.accused].discard(endpoint.peer)
 
     def _tell(self, peers: Iterable[PeerId], method: str, message: bytes) -> None:
         for peer in peers:
-            if peer != self._context.me and not self.is_banned(peer):
-                self._context.tasks.create_task(self._call(peer, method, message), name=f"{method} to {peer.short}")
+            endpoint = self._context.directory.endpoint(peer)
+            if peer != self._context.me and endpoint:
+                self._context.tasks.create_task(self._call(endpoint, method, message), name=f"{method} to {peer.short}")
 
-    async def _call(self, peer: PeerId, method: str, message: bytes) -> bool:
+    async def _call(self, endpoint: Endpoint, method: str, message: bytes) -> bool:
         """Whether it was heard."""
-        endpoint = self._context.directory.endpoint(peer)
-        if endpoint is None:
-            return False
         try:
             await self._context.transport.call(endpoint, method, message, timeout_s=self._context.rules.stall_timeout_s)
         except RemoteError as error:
@@ -166,6 +204,7 @@ class Court:
     # What others say
 
     async def _on_judgement(self, sender: PeerId, request: bytes) -> bytes:
+        require(len(request) <= MAX_JUDGEMENT_BYTES, sender, f"a judgement of {len(request)} bytes")
         juror, payload = await self._context.heavy(lambda: self._context.notary.open(JUDGEMENT, request))
         charge = Charge.decode_judgement(payload, juror)
         plan = self._plans.get(charge.first_plan_digest)
@@ -179,22 +218,41 @@ class Court:
     async def _on_ban_told(self, sender: PeerId, request: bytes) -> bytes:
         bans = parse(pb.LedgerPage, request, sender).bans
         await self.learn(bans, sender)
-        for ban in bans:  # whoever tells us need not be told
-            self._told.setdefault(PeerId(parse(pb.Ban, ban, sender).accused), set()).add(sender)
+        for proof in bans:  # whoever tells us need not be told
+            self._told.setdefault(self._accused_of(proof, sender), set()).add(sender)
         return b""
 
     async def learn(self, proofs: Iterable[bytes], by: PeerId) -> None:
-        """Take in bans that somebody shows us.
+        """Take in bans that somebody shows us; those that would convince only who has seen more than we have are passed over.
 
         Raises:
             RemoteProtocolError: one proves nothing.
         """
         for proof in proofs:
-            known = parse(pb.Ban, proof, by).accused
-            if len(known) == len(by.public_key) and self.is_banned(PeerId(known)):
-                continue
-            check = partial(check_ban, proof, self._context.notary.open_old, self.epoch, self._group_size, by, self._quorum)
-            self._take(await self._context.heavy(check))
+            if self._accused_of(proof, by) not in self._context.ledger:
+                try:
+                    await self._learn(proof, self._group_size, by, self._quorum)
+                except RemoteRefusal as error:
+                    log.info("ban not taken over: %s", error)
+
+    async def recall(self, proofs: Iterable[bytes]) -> None:
+        """Take in the bans that we knew before we were started: we have seen those epochs. What proves nothing any more is passed over."""
+        for proof in proofs:
+            try:
+                await self._learn(proof, lambda _epoch, _round, _member: 1, self._context.me, majority)
+            except RemoteError as error:
+                log.warning("a ban of ours proves nothing any more: %s", error)
+
+    async def _learn(self, proof: bytes, group_size: GroupSize, by: PeerId, quorum: Quorum) -> None:
+        check = partial(check_ban, proof, self._context.notary.open_old, self.epoch, group_size, by, quorum)
+        self._take(await self._context.heavy(check))
+
+    @staticmethod
+    def _accused_of(proof: bytes, by: PeerId) -> PeerId:
+        require(len(proof) <= MAX_BAN_BYTES, by, f"a ban of {len(proof)} bytes")
+        accused = parse(pb.Ban, proof, by).accused
+        require(len(accused) == PUBLIC_KEY_BYTES, by, "a ban of nobody")
+        return PeerId(accused)
 
     async def _on_ledger(self, sender: PeerId, request: bytes) -> bytes:
         """A page of our bans, for newcomers."""
@@ -211,15 +269,24 @@ class Court:
     async def fetch_ledger(self, peers: Iterable[PeerId]) -> int:
         """Learn the bans that others know; returns how many there are now. Whoever shows one that proves nothing is passed over."""
         for peer in peers:
-            endpoint, offset, more = self._context.directory.endpoint(peer), 0, True
             try:
-                while endpoint is not None and more:
-                    request = pb.LedgerRequest(offset=offset).SerializeToString()
-                    timeout_s = self._context.rules.stall_timeout_s
-                    reply = await self._context.transport.call(endpoint, LEDGER, request, timeout_s=timeout_s)
-                    page = parse(pb.LedgerPage, reply, peer)
-                    await self.learn(page.bans, peer)
-                    offset, more = offset + len(page.bans), page.more and bool(page.bans)
+                await self._fetch_ledger(peer)
             except RemoteError as error:
                 log.info("ledger not had: %s", error)
         return len(self._context.ledger.bans)
+
+    async def _fetch_ledger(self, peer: PeerId) -> None:
+        """One member's ledger, which is in the order of keys: pages that get no further end it, however many more it announces."""
+        endpoint, offset, more, reached = self._context.directory.endpoint(peer), 0, True, b""
+        while endpoint is not None and more:
+            request = pb.LedgerRequest(offset=offset).SerializeToString()
+            reply = await self._context.transport.call(endpoint, LEDGER, request, timeout_s=self._context.rules.stall_timeout_s)
+            page = parse(pb.LedgerPage, reply, peer)
+            last = max((self._accused_of(proof, peer).public_key for proof in page.bans), default=b"")
+            more, reached = page.more and last > reached, max(last, reached)
+            await self.learn(page.bans, peer)
+            offset += len(page.bans)
+
+
+def _page(bans: Iterable[Ban]) -> bytes:
+    return pb.LedgerPage(bans=[ban.proof for ban in bans]).SerializeToString()

@@ -18,7 +18,16 @@ from protocols.frames import BlockBytes, FrameKind
 from protocols.ids import BlockIndex, PeerId
 from protocols.messages import Plan
 from protocols.parts import Part
-from protocols.trust.checks import BlockFacts, Figures, block_norm, codec_error, figures_differ, figures_of, reductions_differ
+from protocols.trust.checks import (
+    BlockFacts,
+    Figures,
+    block_norm,
+    codec_error,
+    doubt_differs,
+    figures_differ,
+    figures_of,
+    reductions_differ,
+)
 from protocols.trust.offences import Offence
 from protocols.trust.statements import Check
 
@@ -129,6 +138,8 @@ class _Case:
             if check is None:
                 continue
             claimed = Figures(check.projections[self.block], check.distances[self.block])
-            if figures_differ(claimed, figures_of(part_E, claimed_E, check.coin, self.block)):
+            found = figures_of(part_E, claimed_E, check.coin, self.block)
+            false_doubt = not self.plan.round_index and doubt_differs(self.block in check.doubted, found)
+            if false_doubt or figures_differ(claimed, found):
                 findings.append(Finding(self.plan.members[member].peer, Offence.CHECK))
         return findings

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -25,21 +24,25 @@ from protocols.codecs.base import Codec
 from protocols.ids import BlockIndex
 from protocols.parts import TILE_ELEMS, Part, read_part
 
-_PATTERN_DOMAIN = b"swarm.v1.direction-pattern"
-_ROWS_DOMAIN = b"swarm.v1.direction-rows"
+_ROW_DOMAIN = b"swarm.v1.direction-row"
+_SIGNS_DOMAIN = b"swarm.v1.direction-signs"
 _DOWN = 2.0**-80
 _HOEFFDING = 8.0
 _ROUNDING = 1e-5
 """Of norms: what fp32 folds, fp32 dot products and an iteration that stops at 1e-6 of the radius may leave."""
 
-DOUBT_TIMES = 4.0
-"""Verification 3: a result further from a contributor's part than this many times the part's length is doubted. An honest result lies among
-honest parts, so it is about as long as they are; whoever reduces states the radius of clipping itself, and one that is too large would let
-through what should be clipped."""
+DOUBTERS = 4
+"""Verification 3: a block that most of its contributors doubt is looked at; of those that more than one in so many doubts, one is. Fewer
+than half of the members lie, so a false result must suit most of the honest ones to go unseen, and what suits fewer is found by and by.
+Noise alone makes a quarter doubt now and then, and looking at a block costs the parts of all its contributors, hence one. To doubt what
+one's own part does not doubt is a false check."""
+
+_DOUBTFUL = 1e-3
+"""Of lengths: so close to the limit either word is right."""
 
 _SIGN_TABLE = (1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).astype(np.float32)
+_ROW_ELEMS = 2**12
 _STRETCH_ELEMS = 2**15
-_ROW_ELEMS = 2**9
 
 
 def _signs(seed: bytes, count: int) -> torch.Tensor:
@@ -47,14 +50,12 @@ def _signs(seed: bytes, count: int) -> torch.Tensor:
     return torch.from_numpy(_SIGN_TABLE[octets].reshape(-1)[:count])
 
 
-@lru_cache(maxsize=4)
-def _pattern(coin: bytes) -> torch.Tensor:
-    return _signs(_PATTERN_DOMAIN + coin, _STRETCH_ELEMS)
-
-
 class Direction:
-    """z of one block. A stretch of 2^15 elements has the signs of a pattern that the coin gives, and each row of 2^9 elements in it one
-    more sign of its own: as good as random against an error that is fixed before the coin, and much cheaper than a hash for each element.
+    """z of one block: rows of 2^12 signs, all of them one row that the coin gives times a sign of their own.
+
+    Against an error that is fixed before the coin it is as good as a sign for each element but for errors whose rows are alike: these are
+    seen, or not, by that one row (of errors of that kind a hundred times the tolerance, one in a hundred passes a block). It costs one
+    product of a matrix and a vector instead of a hash for each element.
 
     Args:
         coin: of the round.
@@ -63,24 +64,25 @@ class Direction:
     """
 
     def __init__(self, coin: bytes, block: BlockIndex, elems: int) -> None:
-        self._pattern = _pattern(coin)
-        self._rows = _signs(_ROWS_DOMAIN + coin + block.to_bytes(8, "little"), -(-elems // _ROW_ELEMS))
-        self._scratch = torch.empty(min(_STRETCH_ELEMS, elems))
+        seed = coin + block.to_bytes(8, "little")
+        self._row = _signs(_ROW_DOMAIN + seed, _ROW_ELEMS)
+        self._signs = _signs(_SIGNS_DOMAIN + seed, -(-elems // _ROW_ELEMS))
 
     def project(self, start: int, vector_S: torch.Tensor) -> float:
-        """<z, x> of a stretch that begins at `start`, a multiple of 2^15, and holds at most so many elements."""
+        """<z, x> of a stretch that begins at `start`, a multiple of 2^12."""
         count, first = vector_S.numel(), start // _ROW_ELEMS
-        signed = torch.mul(vector_S, self._pattern[:count], out=self._scratch[:count])
         whole = count // _ROW_ELEMS
-        total = float(torch.dot(signed[: whole * _ROW_ELEMS].view(whole, _ROW_ELEMS).sum(dim=1), self._rows[first : first + whole]))
-        if whole * _ROW_ELEMS < count:
-            total += float(signed[whole * _ROW_ELEMS :].sum()) * float(self._rows[first + whole])
+        rows = torch.mv(vector_S[: whole * _ROW_ELEMS].view(whole, _ROW_ELEMS), self._row)
+        total = float(torch.dot(rows, self._signs[first : first + whole]))
+        rest = vector_S[whole * _ROW_ELEMS :]
+        if rest.numel():
+            total += float(torch.dot(rest, self._row[: rest.numel()])) * float(self._signs[first + whole])
         return total
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a contributor says of one block: `<z, g - v>` and `|g - v|`; and for its own use, `|g|`."""
+    """What a contributor says of one block: `<z, g - v>` and `|g - v|`; and for its own use `|g|`."""
 
     projection: float
     distance: float
@@ -176,13 +178,23 @@ def suspicious(figures_G: Sequence[Figures], facts: BlockFacts) -> bool:
 
 
 def doubts(distance: float, part_norm: float) -> bool:
-    """Verification 3, one contributor's vote: its part explains no result so far away."""
-    return distance > DOUBT_TIMES * part_norm
+    """Verification 3, one contributor's vote: nothing at all would be closer to its part than this result.
+
+    A mean holds some of every part in it, so it is closer to nearly all of them than zero is, however noisy they are: `|g - v| < |g|` where
+    `2 <g, v> > |v|^2`. What is turned against most parts, or is mostly noise of its own, is not.
+    """
+    return distance > part_norm
 
 
-def figures_differ(claimed: Figures, found: Figures) -> bool:
-    """Verification 1: whether what a contributor said of its part is not so."""
-    allowed = 10 * _ROUNDING * (found.distance + 1e-30)
+def doubt_differs(doubted: bool, found: Figures) -> bool:
+    """Verification 1: whether a contributor's doubt, or its lack, is not what its part gives."""
+    clear = abs(found.distance - found.length) > _DOUBTFUL * found.length
+    return clear and doubted != doubts(found.distance, found.length)
+
+
+def figures_differ(claimed: Figures, found: Figures, margin: float = 1.0) -> bool:
+    """Verification 1: whether what a contributor said of its part is not so; with a margin, so clearly that nobody can find otherwise."""
+    allowed = margin * 10 * _ROUNDING * (found.distance + 1e-30)
     return abs(claimed.projection - found.projection) > allowed or abs(claimed.distance - found.distance) > allowed
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from protocols.errors import InviteError
-from swarm.cli.common import Announce, DeviceName, Listen, RoleName, Settings, StateDir, configure, out, start_logging
+from protocols.errors import ConfigError, InviteError
+from swarm.cli.common import Announce, DeviceName, Listen, RoleName, Settings, StateDir, configure, err, out, start_logging
 
 HELP = """Join a run and train along until Ctrl-C.
 
@@ -23,7 +23,7 @@ Example:
 MAX_INVITE_CHARS = 16_384
 
 
-def command(
+def command(  # noqa: PLR0913  one for each flag
     invite: Annotated[str, typer.Argument(metavar="INVITE", help="Invite link, or @FILE.")],
     state_dir: StateDir = None,
     listen: Listen = None,
@@ -31,6 +31,10 @@ def command(
     device: DeviceName = None,
     role: RoleName = None,
     settings: Settings = None,
+    attack: Annotated[
+        str | None,
+        typer.Option("--attack", hidden=True, help="For demonstrations and tests: attack the run in this way. The peer is banned for it."),
+    ] = None,
 ) -> None:
     """See `HELP`."""
     flags = {"state_dir": state_dir, "listen": listen, "announce": announce, "device": device, "role": role}
@@ -44,8 +48,21 @@ def command(
     from swarm.monitoring.live import watching
     from swarm.runtime import run_volunteer
 
+    if attack:
+        _check_attack(attack)
     with watching(config.status_path, out):
-        run_volunteer(config, link)
+        run_volunteer(config, link, attack=attack)
+
+
+def _check_attack(attack: str) -> None:
+    from peers.attacks.lone import LONE_ATTACKS
+
+    if attack not in LONE_ATTACKS:
+        raise ConfigError(f"--attack {attack} is not known: choose one of {', '.join(LONE_ATTACKS)}.")
+    err.print(
+        f"THIS PEER ATTACKS THE RUN ({attack}). The others will ban it, for good: use this in demonstrations and tests only.",
+        style="bold red",
+    )
 
 
 def read_link(text: str) -> str:

@@ -1,27 +1,24 @@
-"""The demonstration's main path: start five peers, watch them, kill one, let one join, stop all, compare, export, sample."""
+"""The demonstration's main path: start the peers, watch them, kill one, let one join, stop all, compare, export, sample."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import RenderableType
 
-from swarm.demo.plan import Action, Decision, Plan, Seen, common_hashes, decide, held_out_loss, swarm_epoch, takes_part
+from swarm.demo.plan import Action, Decision, Plan, Seen, bans_seen, common_hashes, decide, held_out_loss, swarm_epoch, takes_part
 from swarm.demo.processes import PeerProcess, run_command, start_peer, stop_all
-from swarm.demo.report import DemoError, DemoReport
-from swarm.monitoring.status import PeerStatus
-from swarm.monitoring.table import Row, own_row, render, summary_of
+from swarm.demo.report import BannedMember, DemoError, DemoReport
+from swarm.monitoring.status import BannedStatus, PeerStatus
+from swarm.monitoring.table import Row, ban_line, own_row, render, summary_of
 
 RUN_FILE = Path(__file__).with_name("run.toml")
 COORDINATOR = "coordinator"
-VOLUNTEERS = 4
-VICTIM = "volunteer-2"
-NEWCOMER = f"volunteer-{VOLUNTEERS + 1}"
 LOOK_EVERY_S = 0.5
 START_S = 60.0
 COMMAND_S = 60.0
@@ -47,6 +44,8 @@ class Demo:
     peers: list[PeerProcess] = field(default_factory=list)
     loss_start: float | None = None
     joined_epoch: int | None = None
+    bans: dict[str, BannedStatus] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     def run(self) -> DemoReport:
@@ -86,18 +85,26 @@ class Demo:
                 raise self._failure(f"{COORDINATOR} wrote no invite within {START_S:.0f} s", self.peers[0])
             self._draw([], None)
             time.sleep(LOOK_EVERY_S / 5)
-        self.say(f"{VOLUNTEERS} volunteers join by the invite ...")
-        for number in range(1, VOLUNTEERS + 1):
-            self._join(f"volunteer-{number}")
+        cast = self.plan.cast
+        self.say(f"{cast.volunteers} volunteers join by the invite ...")
+        for name, attack in cast.attackers.items():
+            self.say(f"{name} will attack: {attack}.")
+        for name in cast.names:
+            self._join(name, cast.attackers.get(name))
 
-    def _join(self, name: str) -> None:
-        self._launch(name, "join", f"@{self.folder / 'invite.txt'}", "--device", "cpu", "--set", "threads=1")
+    def _join(self, name: str, attack: str | None = None) -> None:
+        extra = ("--attack", attack) if attack else ()
+        self._launch(name, "join", f"@{self.folder / 'invite.txt'}", "--device", "cpu", "--set", "threads=1", *extra)
 
     def _launch(self, name: str, command: str, *arguments: str) -> None:
         self.peers.append(start_peer(name, [command, *arguments, *_LOOPBACK], self.folder, threads=1))
 
     def _running(self) -> list[PeerProcess]:
-        return [peer for peer in self.peers if not peer.killed]
+        return [peer for peer in self.peers if not peer.killed and not (peer.name in self.bans and peer.exit_code() is not None)]
+
+    def _state_of(self, peer: PeerProcess) -> str | None:
+        """What the table says of a peer instead of its own word."""
+        return "killed" if peer.killed else "banned" if peer.name in self.bans else None
 
     def _look(self) -> Decision:
         """See what everybody reports, show it, and decide."""
@@ -106,53 +113,66 @@ class Demo:
         loss = held_out_loss(statuses.values())
         if self.loss_start is None and loss is not None:
             self.loss_start = loss
-        newcomer = statuses.get(NEWCOMER)
+        self._note_bans(statuses)
+        cast = self.plan.cast
+        newcomer = statuses.get(cast.newcomer)
         if self.joined_epoch is None and newcomer is not None and takes_part(newcomer):
             self.joined_epoch = newcomer.epoch
-            self.say(f"{NEWCOMER} trains along since epoch {newcomer.epoch}.")
+            self.say(f"{cast.newcomer} trains along since epoch {newcomer.epoch}.")
         seen = Seen(
             elapsed_s=self.elapsed_s,
             statuses=statuses,
             exited={name: code for name, code in codes.items() if code is not None},
             killed=any(peer.killed for peer in self.peers),
-            newcomer=NEWCOMER if NEWCOMER in statuses else "",
+            newcomer=cast.newcomer if cast.newcomer in statuses else "",
             joined_epoch=self.joined_epoch,
+            bans=self.bans,
         )
         decision = decide(seen, self.plan)
         self._draw(list(statuses.values()), decision)
         return decision
 
+    def _note_bans(self, statuses: Mapping[str, PeerStatus | None]) -> None:
+        """Say aloud who has been banned since we last looked. Attackers are not asked."""
+        self.names.update({status.peer: name for name, status in statuses.items() if status is not None})
+        honest = {name: status for name, status in statuses.items() if name not in self.plan.cast.attackers}
+        for name, ban in bans_seen(honest, self.names).items():
+            if name not in self.bans:
+                self.bans[name] = ban
+                self.say(f"{ban_line(name, ban)}.")
+
     def _follow(self, decision: Decision) -> None:
         if decision.action is Action.KILL:
-            victim = next(peer for peer in self.peers if peer.name == VICTIM)
+            victim = next(peer for peer in self.peers if peer.name == self.plan.cast.victim)
             victim.kill()
-            self.say(f"{VICTIM} is killed with SIGKILL: {decision.reason}.")
+            self.say(f"{victim.name} is killed with SIGKILL: {decision.reason}.")
         elif decision.action is Action.JOIN:
-            self.say(f"{NEWCOMER} starts: {decision.reason}.")
-            self._join(NEWCOMER)
+            self.say(f"{self.plan.cast.newcomer} starts: {decision.reason}.")
+            self._join(self.plan.cast.newcomer)
         elif decision.action is Action.FAIL:
             guilty = next((peer for peer in self._running() if peer.exit_code() is not None), self.peers[0])
             raise self._failure(decision.reason, guilty)
 
     def _draw(self, statuses: Sequence[PeerStatus | None], decision: Decision | None) -> None:
-        rows: list[Row] = [own_row(peer.name, peer.status(), "killed" if peer.killed else None) for peer in self.peers]
+        rows: list[Row] = [own_row(peer.name, peer.status(), self._state_of(peer)) for peer in self.peers]
         known = [status for status in statuses if status is not None]
         if not known:
             self.show(render(rows, None))
             return
-        front = max(known, key=lambda status: status.epoch)
+        front = max((status for status in known if self.names.get(status.peer) not in self.bans), key=lambda status: status.epoch)
         note = f"{self.elapsed_s:.0f} s: {decision.reason}" if decision else ""
-        self.show(render(rows, summary_of(front, note)))
+        self.show(render(rows, summary_of(front, note, self.names)))
 
     def _conclude(self) -> DemoReport:
         """Stop everybody, compare what they hold, export it, load it and sample from it."""
-        members = self._running()
-        forced = stop_all(members)
+        members = [peer for peer in self._running() if peer.name not in self.bans]
+        forced = stop_all(self._running())
         if forced:
             self.say(f"Had to be forced to stop: {', '.join(forced)}.")
         final = {peer.name: peer.status() for peer in members}
         agreed = common_hashes(final)
         export = self._export(members)
+        attackers = self.plan.cast.attackers
         return DemoReport(
             loss_start=self.loss_start,
             loss_end=held_out_loss(final.values()),
@@ -165,6 +185,8 @@ class Demo:
             hash_epoch=agreed[0] if agreed else None,
             hashes=agreed[1] if agreed else {},
             sample=self._sample(export) if export else "",
+            attackers=len(attackers),
+            banned=tuple(BannedMember(name, attackers.get(name, ""), ban.reason, ban.epoch) for name, ban in self.bans.items()),
             seconds=self.elapsed_s,
         )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from peers.training_peer import MemberView, SwarmView, TrainingPeer
 from protocols.errors import StateDirError
 from protocols.ids import PeerId
-from swarm.monitoring.status import HASH_HISTORY, STOPPED, EpochHash, MemberStatus, PeerStatus, write_status
+from swarm.monitoring.status import HASH_HISTORY, STOPPED, BannedStatus, EpochHash, MemberStatus, PeerStatus, write_status
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +116,7 @@ class StatusReporter:
             last_error=self._measured.last_error,
             data_address=self._about.data_address,
             hashes=tuple(self._measured.hashes),
+            banned=tuple(BannedStatus(str(ban.peer), ban.epoch, ban.reason) for ban in view.banned),
         )
 
 

@@ -62,6 +62,21 @@ class MemberStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class BannedStatus:
+    """A member that is out.
+
+    Args:
+        peer: text form of its id.
+        epoch: in which it was caught.
+        reason: one sentence's end: "its contribution is not what its samples give".
+    """
+
+    peer: str
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class EpochHash:
     """State hash that this peer held after one epoch."""
 
@@ -97,6 +112,7 @@ class PeerStatus:
         last_error: last thing that went wrong, "" if nothing did.
         data_address: "host:port" at which members dial its gRPC server, "" if nobody can.
         hashes: state hash after each of the last `HASH_HISTORY` epochs, oldest first.
+        banned: everybody who is banned, as far as it knows; itself included.
     """
 
     run_name: str
@@ -122,6 +138,7 @@ class PeerStatus:
     last_error: str = ""
     data_address: str = ""
     hashes: tuple[EpochHash, ...] = ()
+    banned: tuple[BannedStatus, ...] = ()
 
     def to_json(self) -> str:
         """Indented JSON object with the fields of this class."""
@@ -144,6 +161,7 @@ class PeerStatus:
                 "addresses": tuple(_listed(raw, "addresses")),
                 "members": tuple(_build(MemberStatus, item) for item in _listed(raw, "members")),
                 "hashes": tuple(_build(EpochHash, item) for item in _listed(raw, "hashes")),
+                "banned": tuple(_build(BannedStatus, item) for item in _listed(raw, "banned")),
             },
         )
 
@@ -230,6 +248,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "tuple[str, ...]": (tuple,),
     "tuple[MemberStatus, ...]": (tuple,),
     "tuple[EpochHash, ...]": (tuple,),
+    "tuple[BannedStatus, ...]": (tuple,),
 }
 
 

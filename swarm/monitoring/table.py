@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from protocols.ids import PeerId
-from swarm.monitoring.status import Liveness, MemberStatus, PeerStatus
+from swarm.monitoring.status import BannedStatus, Liveness, MemberStatus, PeerStatus
 
 _STATE_STYLES = {
     "training": "green",
@@ -24,6 +25,7 @@ _STATE_STYLES = {
     "leaving": "yellow",
     "stopped": "dim",
     "killed": "red",
+    "banned": "bold red",
     "died": "bold red",
     "not responding": "bold red",
 }
@@ -46,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class SwarmSummary:
-    """The swarm as a whole; losses in nats per token, None while unknown."""
+    """The swarm as a whole; losses in nats per token, None while unknown; `bans` as `ban_line` tells of each."""
 
     run_name: str
     run_id: str
@@ -56,6 +58,7 @@ class SwarmSummary:
     swarm_samples: int
     target_samples: int
     note: str = ""
+    bans: tuple[str, ...] = ()
 
 
 def member_rows(status: PeerStatus) -> list[Row]:
@@ -86,8 +89,20 @@ def own_row(name: str, status: PeerStatus | None, state: str | None = None) -> R
     )
 
 
-def summary_of(status: PeerStatus, note: str = "") -> SwarmSummary:
-    """The swarm as one peer sees it."""
+def ban_line(name: str, ban: BannedStatus) -> str:
+    """Who is out, since when and why, for people."""
+    return f"{name} banned in epoch {ban.epoch}: {ban.reason}"
+
+
+def summary_of(status: PeerStatus, note: str = "", names: Mapping[str, str] = MappingProxyType({})) -> SwarmSummary:
+    """The swarm as one peer sees it.
+
+    Args:
+        status: of that peer.
+        note: shown below everything else.
+        names: what people call members, by the text form of their ids; the end of the id for others.
+    """
+    names = {status.peer: "this peer", **names}
     return SwarmSummary(
         run_name=status.run_name,
         run_id=status.run_id,
@@ -97,6 +112,7 @@ def summary_of(status: PeerStatus, note: str = "") -> SwarmSummary:
         swarm_samples=status.swarm_samples,
         target_samples=status.target_samples,
         note=note,
+        bans=tuple(ban_line(names.get(ban.peer, _short(ban.peer)), ban) for ban in status.banned),
     )
 
 
@@ -109,7 +125,7 @@ def status_view(status: PeerStatus, liveness: Liveness) -> RenderableType:
 
 
 def render(rows: Iterable[Row], summary: SwarmSummary | None) -> RenderableType:
-    """The table, and below it one line about the swarm and a bar that fills up to the samples that close the epoch."""
+    """The table, and below it one line about the swarm, a bar for the samples that close the epoch, and a line for each ban."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")  # fits 80 columns
     table.add_column("peer", no_wrap=True)
     table.add_column("role", no_wrap=True)
@@ -142,6 +158,7 @@ def _footer(summary: SwarmSummary) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     grid.add_row(ProgressBar(total=target, completed=done, width=40), f"{summary.swarm_samples}/{summary.target_samples} samples")
     parts: list[RenderableType] = [line, grid]
+    parts += [Text(line, style="red") for line in summary.bans]
     if summary.note:
         parts.append(Text(summary.note, style="dim"))
     return Group(*parts)
