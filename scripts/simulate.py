@@ -38,8 +38,9 @@ from scripts.simulation.swarm import SimulatedSwarm
 ATTACKS = (*PROTOCOL_ATTACKS, *VECTOR_ATTACKS)
 """Of `--attack`."""
 UNPROVABLE = ("two_faced_unsigned", "selective_silence", "replay", "forge")
-"""What these do is seen by those alone to whom it is done. In a grid that is a few of a group, whose word proves nothing to the others: what
-such attackers send is not used, and they stay. All other attacks are what attackers do by default."""
+"""What these do is seen by those alone to whom it is done. In a grid that is a few of a group, whose word proves nothing to the others:
+what such attackers send is not used, and they stay. Attackers do all others by default."""
+PROVABLE = tuple(name for name in ATTACKS if name not in UNPROVABLE)
 MOST = 1e6
 """Milliseconds, or Mbit/s."""
 MOST_PEERS = 100_000
@@ -179,7 +180,7 @@ def scenario_of(options: argparse.Namespace) -> Scenario:
     auditors = options.auditors if options.verify else 0
     return Scenario(
         options.peers, options.rounds, options.crash_rate, options.loss, options.rtt_ms, options.mbit, options.clients, options.max_group,
-        options.kib * 256, options.blocks, options.seed, attackers, tuple(options.attack or [name for name in ATTACKS if name not in UNPROVABLE]), auditors,
+        options.kib * 256, options.blocks, options.seed, attackers, tuple(options.attack or PROVABLE), auditors,
     )  # fmt: skip
 
 

@@ -35,21 +35,22 @@ class TrustRules:
         """
         settings: dict[str, int] = {}
         liars = int(self.byzantine_fraction * parts)
+        seen = -(-parts // self.bucket)  # the rule sees a part for each bucket
         if self.aggregator in ("krum", "multi_krum"):
-            if parts < _LEAST_FOR_KRUM:
+            if seen < _LEAST_FOR_KRUM:
                 return aggregator_named("mean")
-            settings["byzantine"] = min(liars, (parts - _LEAST_FOR_KRUM) // 2)
+            settings["byzantine"] = min(liars, (seen - _LEAST_FOR_KRUM) // 2)
         if self.aggregator == "multi_krum":
-            settings["keep"] = parts - settings["byzantine"] - 2  # as many as its guarantee allows
+            settings["keep"] = seen - settings["byzantine"] - 2  # as many as its guarantee allows
         if self.aggregator == "trimmed_mean":
-            settings["trim"] = min(liars, (parts - 1) // 2)
+            settings["trim"] = min(liars, (seen - 1) // 2)
         seed = blake3(_BUCKET_DOMAIN + first_plan_digest).digest()
         return aggregator_named(self.aggregator, bucket=min(self.bucket, parts), seed=seed, **settings)
 
     @property
     def vanishing(self) -> bool:
         """Whether clipped differences from the aggregate cancel, so that sums of projections can be checked (`Aggregator.vanishing`)."""
-        return self.aggregator_of(_LEAST_FOR_KRUM, b"").vanishing
+        return self.aggregator_of(_LEAST_FOR_KRUM * self.bucket, b"").vanishing
 
 
 _EPOCHS_WORTH = 4
