@@ -67,9 +67,9 @@ class Court:
         quorum: Quorum = majority,
     ) -> None:
         self._context = context
+        self._quorum = quorum
         self._commitment_of = commitment_of
         self._group_size = group_size
-        self._quorum = quorum
         self._on_ban = on_ban
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._judgements: dict[tuple[bytes, PeerId, Offence], dict[PeerId, bytes]] = {}
@@ -156,8 +156,7 @@ class Court:
         if not self._take(ban):
             return False
         if endpoint:
-            message = pb.LedgerPage(bans=[ban.proof]).SerializeToString()
-            self._context.tasks.create_task(self._call(endpoint, BAN, message), name=f"ban shown to {ban.accused.short}")
+            self._context.tasks.create_task(self._call(endpoint, BAN, _page([ban])), name=f"ban shown to {ban.accused.short}")
         return True
 
     def _take(self, ban: Ban) -> bool:
@@ -175,18 +174,17 @@ class Court:
         fresh = [ban for peer in self._fresh if (ban := self._context.ledger.of(peer))]
         for peer in dict.fromkeys(peers) if fresh else ():  # in an order that does not depend on the process
             news = [ban for ban in fresh if peer not in self._told.setdefault(ban.accused, set())]
-            if news and peer != self._context.me and not self.is_banned(peer):
-                for ban in news:
-                    self._told[ban.accused].add(peer)
-                self._context.tasks.create_task(self._tell_bans(peer, news), name=f"bans to {peer.short}")
+            endpoint = self._context.directory.endpoint(peer)
+            if news and peer != self._context.me and endpoint:
+                self._context.tasks.create_task(self._tell_bans(endpoint, news), name=f"bans to {peer.short}")
 
-    async def _tell_bans(self, peer: PeerId, bans: list[Ban]) -> None:
-        """Whoever could not be told will be the next time."""
-        message = pb.LedgerPage(bans=[ban.proof for ban in bans]).SerializeToString()
-        endpoint = self._context.directory.endpoint(peer)
-        if not endpoint or not await self._call(endpoint, BAN, message):
+    async def _tell_bans(self, endpoint: Endpoint, bans: list[Ban]) -> None:
+        """All in one call. Whoever does not hear it is told again when we meet the next time."""
+        for ban in bans:
+            self._told[ban.accused].add(endpoint.peer)
+        if not await self._call(endpoint, BAN, _page(bans)):
             for ban in bans:
-                self._told[ban.accused].discard(peer)
+                self._told[ban.accused].discard(endpoint.peer)
 
     def _tell(self, peers: Iterable[PeerId], method: str, message: bytes) -> None:
         for peer in peers:
@@ -220,8 +218,8 @@ class Court:
     async def _on_ban_told(self, sender: PeerId, request: bytes) -> bytes:
         bans = parse(pb.LedgerPage, request, sender).bans
         await self.learn(bans, sender)
-        for ban in bans:  # whoever tells us need not be told
-            self._told.setdefault(PeerId(parse(pb.Ban, ban, sender).accused), set()).add(sender)
+        for proof in bans:  # whoever tells us need not be told
+            self._told.setdefault(self._accused_of(proof, sender), set()).add(sender)
         return b""
 
     async def learn(self, proofs: Iterable[bytes], by: PeerId) -> None:
@@ -233,10 +231,13 @@ class Court:
         for proof in proofs:
             if self._accused_of(proof, by) not in self._context.ledger:
                 try:
-                    check = partial(check_ban, proof, self._context.notary.open_old, self.epoch, self._group_size, by, self._quorum)
-                    self._take(await self._context.heavy(check))
+                    await self._learn(proof, self._group_size, by, self._quorum)
                 except RemoteRefusal as error:
                     log.info("ban not taken over: %s", error)
+
+    async def _learn(self, proof: bytes, group_size: GroupSize, by: PeerId, quorum: Quorum) -> None:
+        check = partial(check_ban, proof, self._context.notary.open_old, self.epoch, group_size, by, quorum)
+        self._take(await self._context.heavy(check))
 
     @staticmethod
     def _accused_of(proof: bytes, by: PeerId) -> PeerId:
@@ -277,3 +278,7 @@ class Court:
             more, reached = page.more and last > reached, max(last, reached)
             await self.learn(page.bans, peer)
             offset += len(page.bans)
+
+
+def _page(bans: Iterable[Ban]) -> bytes:
+    return pb.LedgerPage(bans=[ban.proof for ban in bans]).SerializeToString()

@@ -79,6 +79,11 @@ class Guarding:
         except KeyError:
             return 0
 
+    def _quorum(self, epoch: Epoch, electorate: int) -> int:
+        """Of the jurors of one group; by the number of groups as we see it, or as we see it now where we have seen nothing of an epoch."""
+        placement = self._placements.get(epoch) or next(reversed(self._placements.values()), None)
+        return two_thirds(epoch, electorate) if placement and placement.rounds > 1 else majority(epoch, electorate)
+
     def _commitment_of(self, first_plan_digest: bytes, peer: PeerId) -> bytes | None:
         evidence, verifying = self._rounds.evidence.peek(first_plan_digest), self._rounds.verifyings.peek(first_plan_digest)
         member = evidence.plan.index_of(peer) if evidence else None
@@ -87,11 +92,6 @@ class Guarding:
         if committed := evidence.committed.get(member):
             return committed.sealed
         return verifying.sealed_commitment(member) if verifying else None
-
-    def _quorum(self, epoch: Epoch, electorate: int) -> int:
-        """Of the jurors of one group."""
-        placement = self._placements.get(epoch)
-        return two_thirds(epoch, electorate) if placement and placement.rounds > 1 else majority(epoch, electorate)
 
     # Rounds
 

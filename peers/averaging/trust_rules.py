@@ -59,7 +59,7 @@ class TrustRules:
     @property
     def vanishing(self) -> bool:
         """Whether clipped differences from the aggregate cancel, so that sums of projections can be checked (`Aggregator.vanishing`)."""
-        return self.aggregator_of(_LEAST_FOR_KRUM, b"").vanishing
+        return self.aggregator_of(_LEAST_FOR_KRUM * self.bucket, b"").vanishing
 
 
 _EPOCHS_WORTH = 4

@@ -3,8 +3,8 @@
 A ban is proved by one of two things that any third party can check at any time:
 
 - **statements** of the accused itself: two that contradict each other, or one that no honest member makes;
-- **judgements** of more than half of those who were to agree in a round that the accused took part in; of more than two thirds where the
-  swarm is in several groups. Each juror has looked for itself.
+- **judgements** of more than half of those who were to agree in a round of the accused, of more than two thirds where the swarm is in
+  several groups. Each juror has looked for itself.
 
 A plan alone does not say who took part: anybody can put the join of an honest member beside those of accomplices, at any later time. So the
 proof holds the accused's commitment, which names the plan. Whoever saw the epoch knows how large the group must have been, and needs none.
@@ -116,7 +116,7 @@ def check_ban(
         group_size: (epoch, round, member) -> how many members its group had by our own view of that epoch; 0 if we have none. A leader
             that left most of a group out of its plan cannot have the rest banned.
         by: who gave it to us.
-        quorum: how many jurors it takes.
+        quorum: how many jurors it takes, by our own view of that epoch.
 
     Raises:
         RemoteProtocolError: it proves nothing.
@@ -127,23 +127,19 @@ def check_ban(
     require(len(m.accused) == PUBLIC_KEY_BYTES, by, "a ban of nobody")
     accused, offence = PeerId(m.accused), read_offence(m.offence, by)
     if m.judgements or m.plan:
-        epoch = _check_judgements(accused, offence, m, opener, by, _Needed(group_size, quorum))
+        epoch = _check_judgements(accused, offence, m, opener, by, _View(group_size, quorum))
     else:
         epoch = _check_statements(accused, offence, list(m.statements), opener, epoch_now, by)
     return Ban(accused, offence, epoch, proof)
 
 
 @dataclass(frozen=True, slots=True)
-class _Needed:
+class _View:
     group_size: Callable[[Epoch, int, PeerId], int]
     quorum: Quorum
 
-    def jurors(self, plan: Plan, accused: PeerId) -> int:
-        electorate = max(plan.electorate, self.group_size(plan.epoch, plan.round_index, accused))
-        return self.quorum(plan.epoch, electorate)
 
-
-def _check_judgements(accused: PeerId, offence: Offence, m: pb.Ban, opener: Opener, by: PeerId | None, needed: _Needed) -> Epoch:
+def _check_judgements(accused: PeerId, offence: Offence, m: pb.Ban, opener: Opener, by: PeerId | None, view: _View) -> Epoch:
     plan = read_plan(m.plan, opener, by)
     digest = plan.digest
     require(plan.index_of(accused) is not None, by, "a ban of a member that the plan does not have")
@@ -158,10 +154,10 @@ def _check_judgements(accused: PeerId, offence: Offence, m: pb.Ban, opener: Open
         jurors.add(juror)
     require(2 * len(jurors) > plan.electorate, by, f"a ban by {len(jurors)} of {plan.electorate} members")
     took_part = _took_part(accused, digest, list(m.statements), opener, by)
-    seen = needed.group_size(plan.epoch, plan.round_index, accused)
-    enough = needed.jurors(plan, accused)
+    seen = view.group_size(plan.epoch, plan.round_index, accused)
+    enough = view.quorum(plan.epoch, max(seen, plan.electorate))
     if len(jurors) < enough:
-        raise RemoteRefusal(by, "too-few", f"a ban by {len(jurors)} members where it takes {enough}")
+        raise RemoteRefusal(by, "too-few", f"a ban by {len(jurors)} members where we see that it takes {enough}")
     if not seen and not took_part:
         raise RemoteRefusal(by, "unproved", "a ban in a round of which we have seen nothing, and nothing shows that its member was in it")
     return plan.epoch
