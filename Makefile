@@ -15,7 +15,7 @@ PIP_INSTALL := PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --disable-pip
 SOURCE_ONLY := --no-build-isolation --no-binary=prefetch-generator,python-baseconv,varint
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system-tools test test-quick demo lint format bench containers-test clean
+.PHONY: help setup system-tools test test-quick demo lint format bench fuzz containers-test clean
 
 help: ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -65,6 +65,9 @@ format: setup ## format the code and mend what ruff can mend
 
 bench: setup ## averaging compared with hivemind and gloo, real processes on loopback
 	@$(RUN) -m scripts.bench.averaging --peers 4 --mib 64 --codec fp32 --against hivemind,gloo --json
+
+fuzz: setup ## ten minutes of damaged messages for everything that reads bytes from others (`scripts/fuzz.py --help`)
+	@$(RUN) -m scripts.fuzz --seconds 600 --json
 
 containers-test: setup ## build the image and train in three containers (needs podman and podman-compose)
 	@$(RUN) -m scripts.containers_test

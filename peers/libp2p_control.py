@@ -30,6 +30,7 @@ PREFIX = "/swarm/1/"
 """Of the names of all our libp2p protocols."""
 
 CONTROL_TIMEOUT_S = 10.0
+_MAX_PEER_BYTES = 64
 _P2P_CODE = b"\xa5\x03"  # multicodec 421 as a varint
 
 Reader = asyncio.StreamReader
@@ -153,7 +154,14 @@ def decode_stream_info(message: bytes) -> tuple[PeerId, str]:
         info = pb.StreamInfo.FromString(message)
     except DecodeError as error:
         raise ValueError(f"not a message of the daemon: {error}") from error
-    return PeerId.parse(base58.b58encode(info.peer).decode()), info.proto.removeprefix(PREFIX)
+    if len(info.peer) > _MAX_PEER_BYTES:  # writing base58 takes time with the square of the length
+        raise ValueError(f"a peer id of {len(info.peer)} bytes")
+    return PeerId.parse(base58.b58encode(info.peer).decode()), _text(info.proto).removeprefix(PREFIX)
+
+
+def _text(field: str | bytes) -> str:
+    """A text field of the daemon's: protobuf gives bytes where they are not UTF-8, and the other side may have had its say in them."""
+    return field if isinstance(field, str) else field.decode(errors="replace")
 
 
 async def read_stream_info(reader: Reader) -> tuple[PeerId, str]:
@@ -182,10 +190,11 @@ def split_address(address: str) -> tuple[PeerId, str]:
 def _raise_if_failed(reply: Any, peer: PeerId, name: str = "") -> None:
     if reply.type != pb.Response.ERROR:
         return
-    if "protocols not supported" in reply.error.msg:
+    message = _text(reply.error.msg)
+    if "protocols not supported" in message:
         raise unknown_method(name).as_error(peer)
-    reasons = _why_not_dialled(reply.error.msg)
-    why = (", ".join(reasons) or " ".join(reply.error.msg.split()))[:300]
+    reasons = _why_not_dialled(message)
+    why = (", ".join(reasons) or " ".join(message.split()))[:300]
     if reasons == ["connection refused"]:
         raise RemoteGone(peer, f"cannot be reached: {why}")
     raise RemoteTimeout(peer, f"cannot be reached: {why}")

@@ -7,6 +7,7 @@ values never share bytes, so a signature or a hash means exactly one thing.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from typing import Any
 
@@ -118,7 +119,7 @@ def read_json(data: bytes) -> Any:
         ValueError: anything else.
     """
     try:
-        return json.loads(data, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        return json.loads(data, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -132,3 +133,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):  # 1e999 is no constant, and infinite all the same
+        raise ValueError("a number is too large")
+    return number

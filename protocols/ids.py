@@ -32,6 +32,7 @@ BytesLike = bytes | bytearray | memoryview
 """Contiguous bytes."""
 
 PUBLIC_KEY_BYTES = 32
+_TEXT_CHARS = 52
 _LIBP2P_ED25519_PREFIX = bytes([0x00, 0x24, 0x08, 0x01, 0x12, 0x20])  # identity multihash of {type: Ed25519, key: 32 bytes}
 
 
@@ -70,11 +71,14 @@ class PeerId:
 
     @classmethod
     def parse(cls, text: str) -> PeerId:
-        """Read the text form.
+        """Read the text form: exactly what `str` gives.
 
         Raises:
             ValueError: not the libp2p id of an Ed25519 key.
         """
+        # Reading base58 takes time with the square of the length, and the library forgives blanks at the end.
+        if len(text) != _TEXT_CHARS or text != text.rstrip():
+            raise ValueError(f"{text[:_TEXT_CHARS]!r} is not the libp2p id of an Ed25519 key: it has {len(text)} characters")
         raw = base58.b58decode(text)
         if not raw.startswith(_LIBP2P_ED25519_PREFIX):
             raise ValueError(f"{text!r} is not the libp2p id of an Ed25519 key")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median_low
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from blake3 import blake3
 from google.protobuf.message import DecodeError, Message
@@ -69,9 +69,9 @@ def require_hashes(hashes: Sequence[bytes], sender: PeerId | None, *, may_be_mis
     Raises:
         RemoteProtocolError: one has another length than 32 (or 0, where missing blocks are allowed).
     """
+    require(len(hashes) <= MAX_BLOCKS, sender, f"{len(hashes)} block hashes are too many")
     for value in hashes:
         require(len(value) == HASH_BYTES or (may_be_missing and not value), sender, f"a block hash has {len(value)} bytes")
-    require(len(hashes) <= MAX_BLOCKS, sender, f"{len(hashes)} block hashes are too many")
     return tuple(hashes)
 
 
@@ -290,6 +290,8 @@ def plan_from_message(m: pb.Plan, members: tuple[SealedJoin, ...], sender: PeerI
     num_blocks = -(-m.size_elems // m.block_elems)
     require(num_blocks <= MAX_BLOCKS, sender, f"a plan of {num_blocks} blocks")
     require(len(m.block_hashes) == len(m.fetch), sender, "a plan whose fetch list and hashes differ in length")
+    # Counted before they are read: 2 MiB hold a million tasks.
+    require(len(m.reduce) + len(m.fetch) <= num_blocks and len(m.absent) <= len(members), sender, "a plan of too many tasks or absences")
     tasks = [*m.reduce, *m.fetch]
     inside = all(t.block < num_blocks and t.member < len(members) for t in tasks)
     require(inside, sender, "a plan that names a block or member beyond its own")
@@ -377,29 +379,8 @@ class Commit:
         """Read and check."""
         require(len(m.first_plan_digest) == HASH_BYTES, sender, "a commit whose plan digest is not 32 bytes")
         require(len(m.state_hash) == HASH_BYTES, sender, "a commit whose state hash is not 32 bytes")
-        absurd = not math.isfinite(m.weight) or not 0 < m.weight <= MAX_CARRIED_WEIGHT * MAX_MEMBERS
-        require(not absurd, sender, f"an absurd weight in its commit: {m.weight}")
+        require(0 < m.weight <= MAX_CARRIED_WEIGHT * MAX_MEMBERS, sender, f"an absurd weight in its commit: {m.weight}")
         require(m.round_index < MAX_ROUNDS, sender, f"an absurd round in its commit: {m.round_index}")
         require(len(m.certificate) <= MAX_MEMBERS, sender, f"a commit that {len(m.certificate)} members vouch for")
         hashes = require_hashes(m.block_hashes, sender, may_be_missing=False)
         return cls(m.first_plan_digest, Epoch(m.epoch), hashes, m.weight, m.state_hash, m.round_index, tuple(m.certificate))
-
-
-def content_hash(data: Any) -> bytes:
-    """32 bytes that name the encoded bytes of a block."""
-    return blake3(data).digest()
-
-
-def block_hash(content: bytes, contributors: int) -> bytes:
-    """32 bytes that name a reduced block: its `content_hash` and who went in."""
-    return blake3(b"swarm.v1.block" + contributors.to_bytes(8, "little") + content).digest()
-
-
-def input_hash(contents: Sequence[bytes], first_plan_digest: bytes) -> bytes:
-    """32 bytes that name a round's result as the input of the next round.
-
-    The first half says what it is: groups that add up inputs in this order end with the same bytes. The second says which group it is
-    of: members of one group bring one input, which counts once, while two groups may by chance have results that are alike.
-    """
-    what = blake3(b"swarm.v1.result" + b"".join(contents)).digest()
-    return what[:16] + blake3(what + first_plan_digest).digest()[:16]

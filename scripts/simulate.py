@@ -1,9 +1,12 @@
 """A swarm of a thousand averagers in one process, on virtual time: the real code, a simulated network, everything drawn from one seed.
 
     python -m scripts.simulate --peers 1000 --rounds 20 --crash-rate 0.01 --loss 0.01 --rtt-ms 20-200 --mbit 10-1000 --seed 7 --json
+    python -m scripts.simulate --peers 200 --attackers 0.2 --crash-rate 0.02 --loss 0.01 --seed 7 --json
 
 Members average one vector after the other along the grid, die in the middle of rounds and come back with the next epoch. The same command
 gives the same `digest` in every process: it covers every outcome of every round of every member with its virtual time and result.
+
+With attackers rounds are verified, and the simulation ends an epoch after the last of them is out, after `--rounds` at the latest.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from peers.attacks.protocol import PROTOCOL_ATTACKS
+from peers.attacks.vectors import VECTOR_ATTACKS
 from peers.simulation import run_simulated
 from protocols.frames import MAX_MEMBERS
 from protocols.messages import MAX_BLOCKS
@@ -30,10 +35,13 @@ from scripts.simulation.figures import Figures
 from scripts.simulation.scenario import Scenario
 from scripts.simulation.swarm import SimulatedSwarm
 
+ATTACKS = (*PROTOCOL_ATTACKS, *VECTOR_ATTACKS)
+"""Of `--attack`."""
 MOST = 1e6
 """Milliseconds, or Mbit/s."""
 MOST_PEERS = 100_000
 MOST_KIB = 2**20
+_ROUNDS, _ROUNDS_WITH_ATTACKERS = 20, 60
 
 
 @contextmanager
@@ -64,9 +72,10 @@ def simulate(scenario: Scenario, console: Console) -> dict[str, Any]:
             return await SimulatedSwarm(scenario, lambda done: progress.advance(task, done)).run()
 
         figures = run_simulated(run(), scenario.seed)
-    about = {
+    epochs = figures.epochs or scenario.epochs
+    about: dict[str, Any] = {
         "peers": scenario.peers,
-        "rounds": scenario.epochs * len(scenario.grid.sides),
+        "rounds": epochs * len(scenario.grid.sides),
         "d": len(scenario.grid.sides),
         "sides": list(scenario.grid.sides),
         "max_group": scenario.max_group,
@@ -74,6 +83,8 @@ def simulate(scenario: Scenario, console: Console) -> dict[str, Any]:
         "blocks": scenario.blocks,
         "seed": scenario.seed,
     }
+    if scenario.auditors:
+        about |= {"epochs": epochs, "attackers": scenario.attackers, "auditors": scenario.auditors}
     return {**figures.summary(), "wall_s": round(time.perf_counter() - began_s, 1), **about}
 
 
@@ -92,6 +103,11 @@ def show(found: dict[str, Any], console: Console) -> None:
     for index in range(found["d"]):
         errors = found["rel_error"][index :: found["d"]]
         shown.add_row(f"relative error after round {index + 1} of {found['d']}, worst epoch", f"{max(errors):.1e}")
+    if "bans" in found:
+        shown.add_row("attackers left", f"{found['attackers_left']} of {found['attackers']}")
+        shown.add_row("honest members banned", str(found["honest_banned"]))
+        shown.add_row("bans", ", ".join(f"{n} {name}" for name, n in found["bans"].items()) or "0")
+        shown.add_row("epochs to the last ban", str(found["epochs_to_last_ban"]))
     shown.add_row("wall clock", f"{found['wall_s']:.1f} s")
     shown.add_row("digest", found["digest"][:16])
     console.print(shown)
@@ -119,7 +135,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m scripts.simulate", description="Many averagers in one process on virtual time; a seed gives the same digest always."
     )
     parser.add_argument("--peers", type=int, default=1000, help="members")
-    parser.add_argument("--rounds", type=int, default=20, help="averaging rounds, made up to whole epochs")
+    parser.add_argument(
+        "--rounds", type=int, default=None, help="averaging rounds, made up to whole epochs; 20, or with attackers at most 60"
+    )
     parser.add_argument("--crash-rate", type=float, default=0.01, help="probability that a member dies in a round")
     parser.add_argument("--loss", type=float, default=0.01, help="probability that a message has to be sent again")
     parser.add_argument("--rtt-ms", type=positive_range, default=(20.0, 200.0), help="round-trip times of members, ms: least-largest")
@@ -129,8 +147,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kib", type=int, default=64, help="size of everybody's fp32 vector, KiB")
     parser.add_argument("--blocks", type=int, default=4, help="blocks that a vector is cut into")
     parser.add_argument("--seed", type=int, default=7, help="of everything random")
+    parser.add_argument("--attackers", type=float, default=0.0, help="members that attack: a share below 1, or a number")
+    parser.add_argument("--attack", action="append", choices=ATTACKS, help="what they do, in turn; all attacks by default")
+    parser.add_argument("--auditors", type=int, default=8, help="members of each first group that replay another's contribution")
+    parser.add_argument("--verify", action=argparse.BooleanOptionalAction, default=None, help="verify rounds; by default with attackers")
     parser.add_argument("--json", action="store_true", help="end standard output with one JSON object on a line")
     options = parser.parse_args(arguments)
+    if options.verify is None:
+        options.verify = options.attackers > 0
+    if options.rounds is None:
+        options.rounds = _ROUNDS_WITH_ATTACKERS if options.attackers else _ROUNDS
     if min(options.peers, options.rounds, options.kib, options.blocks) < 1 or options.seed < 0:
         parser.error("--peers, --rounds, --kib and --blocks need at least 1, --seed at least 0.")
     if not 2 <= options.max_group <= MAX_MEMBERS:
@@ -139,7 +165,19 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"at most {MOST_PEERS} --peers, {MOST_KIB} --kib and {MAX_BLOCKS} --blocks: more does not fit into memory.")
     if not all(0 <= share < 1 for share in (options.crash_rate, options.loss, options.clients)):
         parser.error("--crash-rate, --loss and --clients are probabilities below 1.")
+    if not 0 <= options.attackers < options.peers or options.auditors < 1:
+        parser.error("--attackers is at least 0 and leaves an honest member; --auditors needs at least 1.")
     return options
+
+
+def scenario_of(options: argparse.Namespace) -> Scenario:
+    """What the command line asks for."""
+    attackers = round(options.attackers * options.peers) if options.attackers < 1 else int(options.attackers)
+    auditors = options.auditors if options.verify else 0
+    return Scenario(
+        options.peers, options.rounds, options.crash_rate, options.loss, options.rtt_ms, options.mbit, options.clients, options.max_group,
+        options.kib * 256, options.blocks, options.seed, attackers, tuple(options.attack or ATTACKS), auditors,
+    )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,10 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Process exit code: 0, 2 wrong arguments, 130 interrupted.
     """
     options = parse_arguments(arguments)
-    scenario = Scenario(
-        options.peers, options.rounds, options.crash_rate, options.loss, options.rtt_ms, options.mbit, options.clients, options.max_group,
-        options.kib * 256, options.blocks, options.seed,
-    )  # fmt: skip
+    scenario = scenario_of(options)
     console = Console(stderr=True)
     try:
         found = simulate(scenario, console)

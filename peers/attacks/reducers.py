@@ -9,17 +9,17 @@ from typing import ClassVar
 import torch
 
 from peers.attacks.ring import Attacker
+from protocols.content import block_hash, content_hash
 from protocols.frames import BlockBytes
 from protocols.ids import BlockIndex, PeerId
-from protocols.messages import block_hash, content_hash
-from protocols.trust.checks import figures_of
+from protocols.trust.checks import DOUBTERS, figures_of
 from protocols.trust.statements import Check, Reduction
 
 LIE = -10.0
 """What the plain lying reducer multiplies a block with."""
 
-COLLUSION_SHIFT = 2.0
-"""Of the mean length of the parts: further, and most of the honest members would doubt the block."""
+_PLEASING = 0.4
+_LONGEST_PUSH, _SHORTER = 3.0, 0.9
 
 
 class LyingReducer(Attacker):
@@ -43,7 +43,7 @@ class ShiftingReducer(LyingReducer):
 
     def lie(self, mean_E: torch.Tensor) -> torch.Tensor:
         """See `LyingReducer.lie`."""
-        return mean_E + self.shift * mean_E.norm() * self.ring.direction(mean_E.numel())
+        return mean_E + self.shift * float(mean_E.norm()) * self.ring.direction(mean_E.numel())
 
 
 class ShiftingReducer0001(ShiftingReducer):
@@ -110,9 +110,10 @@ class UnsignedTwoFacedReducer(TwoFacedReducer):
 
 
 class Collude(Attacker):
-    """Reducers push their blocks back; one that contributes reports the figure with which the sum over such a block vanishes.
+    """Reducers push their blocks as far against most honest parts as doubt allows, and please the others; one of the ring that contributes
+    reports the figure with which the sum over such a block vanishes.
 
-    It is one of the ring other than the reducer as long as there is one. Everybody's parts are known to the ring.
+    It is another one than the reducer as long as there is one. Everybody's parts are known to the ring.
     """
 
     name = "collude"
@@ -121,20 +122,32 @@ class Collude(Attacker):
         """See `Conduct.reduced`."""
         if not self.attacks:
             return mean_E
-        lengths = [float(self._part(peer, block).norm()) for peer in self.ring.vectors]
-        push = COLLUSION_SHIFT * sum(lengths) / len(lengths) / (float(mean_E.norm()) + 1e-30)
-        lie_E = mean_E * (1.0 - push)
+        lie_E = self._undoubted(torch.stack([self._part(peer, block) for peer in self.ring.vectors if peer not in self.ring.members]))
         self.ring.lies[block] = (self.epoch, lie_E, radius)
         return lie_E
 
+    def _undoubted(self, honest_GE: torch.Tensor) -> torch.Tensor:
+        """Against as many honest parts as may doubt a block before it is looked at."""
+        doubters = min(len(self.ring.vectors) // DOUBTERS, len(honest_GE) - 1)
+        pleased_E, others_E = honest_GE[doubters:].mean(dim=0), honest_GE[:doubters].sum(dim=0) / max(doubters, 1)
+        push = _LONGEST_PUSH
+        while True:
+            lie_E = _PLEASING * pleased_E - push * others_E
+            doubting = int(((honest_GE - lie_E).norm(dim=1) > honest_GE.norm(dim=1)).sum())
+            if doubting <= doubters or push < 1e-3:
+                return lie_E
+            push *= _SHORTER
+
     def check(self, check: Check) -> Check:
         """See `Conduct.check`."""
-        projections = list(check.projections)
+        projections, doubted = list(check.projections), check.doubted
+        if self.attacks:
+            doubted = tuple(block for block in doubted if self.ring.lies.get(block, (None,))[0] != self.epoch)
         if self.attacks and self.me == self._reporter:
             for block, (epoch, lie_E, radius) in self.ring.lies.items():
                 if epoch == self.epoch and check.distances[block]:
                     projections[block] = self._covering(check, block, lie_E, radius)
-        return replace(check, projections=tuple(projections))
+        return replace(check, projections=tuple(projections), doubted=doubted)
 
     @property
     def _reporter(self) -> PeerId:

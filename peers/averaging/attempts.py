@@ -84,6 +84,8 @@ class _Attempt:
         self._first_digest = first_digest
         self._blame = blame
         self._evidence = evidence
+        if evidence:
+            evidence.note_attempt(plan)
 
     async def run(self, own_D: torch.Tensor, result: RoundResult, patience: Patience) -> Verdict:
         """In touch with whoever decides from the beginning."""

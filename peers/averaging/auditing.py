@@ -19,7 +19,7 @@ from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, Ro
 from protocols.ids import BlockIndex, Epoch, PeerId
 from protocols.messages import require
 from protocols.trust.audits import GROSS, blocks_in_audit_order, contribution_differs, draw_audits
-from protocols.trust.checks import Figures, figures_differ, figures_of
+from protocols.trust.checks import Figures, doubt_differs, figures_differ, figures_of
 from protocols.trust.offences import Offence
 from protocols.trust.statements import ACCUSATION, Charge
 
@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 
 ACCUSE = "accuse"
 """Name of the call."""
+
+_ACCUSERS_MARGIN = 2.0
+"""Whoever accuses wants to see twice the difference that those who judge want: machines differ by less than what they allow, so what one
+of them finds so far off, none finds in order. Or who cheats by just what is allowed would have its auditor banned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,8 @@ class Auditing:
         self._looked_into = {known for known in self._looked_into if known[2].epoch >= oldest}
         for target in self._targets(case):
             self._start(self._audit(case, target), f"audit of {target.short}")
+        for liar in case.liars:
+            self._start(self._look_through(case, liar), f"looking through figures of member {liar}")
         for charge in self._context.conduct.accusations(case.evidence.plan):
             self._start(self._accuse(charge), f"accusation of {charge.accused.short}")
 
@@ -125,21 +131,22 @@ class Auditing:
         if self._context.conduct.finds(charge, guilty=True):
             self._court.judge(charge.first_plan_digest, charge.accused, charge.offence)
             await self._accuse(charge)
-            await self._look_at_reducer(case, charge)
+            if charge.offence is Offence.CHECK:
+                await self._look_through(case, member)
 
     async def _first_difference(self, case: Case, member: int, unseen: list[BlockIndex]) -> Charge | None:
         """The first false block; blocks that cannot be had, or compared, go into `unseen`."""
         evidence = case.evidence
         for block in map(BlockIndex, blocks_in_audit_order(evidence.coin, evidence.blocks)):
             had = await fetch_parts(self._context, evidence, member, [block], self._holders(case, member, block))
-            false = await self._is_false(case, member, block) if had else None
+            false = await self._is_false(case, member, block, _ACCUSERS_MARGIN) if had else None
             if false:
                 return self._charge(case, member, Offence.CONTRIBUTION, block)
             if false is None:
                 unseen.append(block)
         return None
 
-    async def _is_false(self, case: Case, member: int, block: BlockIndex) -> bool | None:
+    async def _is_false(self, case: Case, member: int, block: BlockIndex, margin: float = 1.0) -> bool | None:
         """Whether a block is not what its member's samples give, in fp32 or in bf16: devices differ. None if we cannot know."""
         trust, answers = self._context.rules.trust, []
         if trust is None:
@@ -148,7 +155,7 @@ class Auditing:
             own_D = await self._replay_of(case, case.evidence.plan.members[member].peer, bf16)
             if own_D is None:
                 continue
-            if not await self._differs(case, member, block, own_D, trust.audit_tolerance):
+            if not await self._differs(case, member, block, own_D, margin * trust.audit_tolerance):
                 return False
             if await self._differs(case, member, block, own_D, GROSS):
                 return True
@@ -170,19 +177,20 @@ class Auditing:
 
     async def _false_check(self, case: Case, member: int) -> Charge | None:
         for block in map(BlockIndex, range(case.evidence.blocks.count)):
-            if await self._context.heavy(lambda b=block: self._misreported(case, member, b)):  # type: ignore[misc]
+            if await self._context.heavy(lambda b=block: self._misreported(case, member, b, _ACCUSERS_MARGIN)):  # type: ignore[misc]
                 return self._charge(case, member, Offence.CHECK, block)
         return None
 
-    def _misreported(self, case: Case, member: int, block: BlockIndex) -> bool:
-        """Runs in the pool."""
+    def _misreported(self, case: Case, member: int, block: BlockIndex, margin: float = 1.0) -> bool | None:
+        """Whether a member's figures of a block are false; None if we lack what that takes. Runs in the pool."""
         check, data = case.checks.get(member), case.evidence.parts.get((member, block))
         if check is None or data is None or block in case.put_right or not case.result.masks.get(block, 0) >> member & 1:
-            return False
+            return None
         start, stop = case.evidence.blocks.span(block)
         part_E = self._context.rules.codec.open(data, stop - start)
         found = figures_of(part_E, case.result.averaged_D[start:stop], check.coin, block)
-        return figures_differ(Figures(check.projections[block], check.distances[block]), found)
+        false_doubt = doubt_differs(block in check.doubted, found)
+        return false_doubt or figures_differ(Figures(check.projections[block], check.distances[block]), found, margin)
 
     def _charge(self, case: Case, member: int, offence: Offence, block: BlockIndex) -> Charge:
         plan = case.evidence.plan
@@ -257,23 +265,35 @@ class Auditing:
         guilty = None if found is None else self._context.conduct.finds(charge, guilty=found)
         if guilty:
             self._court.judge(charge.first_plan_digest, charge.accused, charge.offence)
-            await self._look_at_reducer(case, charge)
+            if charge.offence is Offence.CHECK and (liar := case.evidence.plan.index_of(charge.accused)) is not None:
+                await self._look_through(case, liar)
         elif guilty is False:
             self._court.judge(charge.first_plan_digest, accuser, Offence.FALSE_ACCUSATION)
 
-    async def _look_at_reducer(self, case: Case, charge: Charge) -> None:
-        """False figures have no other use than to cover a false result of their block: find out whose that is."""
-        if charge.offence is not Offence.CHECK:
-            return
-        opened = await open_block(self._context, case.evidence, case.plan, case.result, charge.block, {})
-        for finding in opened.findings:
-            self._court.judge(charge.first_plan_digest, finding.peer, finding.offence)
+    async def _look_through(self, case: Case, liar: int) -> None:
+        """False figures have no other use than to cover false results. Find all of a member's, and whoever gained or lied in those blocks:
+        of those who lie together, the first who is found gives away the others.
+        """
+        for block in map(BlockIndex, range(case.evidence.blocks.count)):
+            holders = self._holders(case, liar, block)
+            if not await fetch_parts(self._context, case.evidence, liar, [block], holders):
+                continue
+            if not await self._context.heavy(lambda b=block: self._misreported(case, liar, b)):  # type: ignore[misc]
+                continue
+            opened = await open_block(self._context, case.evidence, case.plan, case.result, block, case.checks)
+            for finding in opened.findings:
+                if self._context.conduct.finds(
+                    Charge(case.evidence.digest, case.plan.epoch, finding.peer, finding.offence, block), guilty=True
+                ):
+                    self._court.judge(case.evidence.digest, finding.peer, finding.offence)
 
     async def _finding(self, case: Case, charge: Charge, accuser: PeerId) -> bool | None:
         """Whether the accused is guilty; None if we cannot know."""
         member = case.evidence.plan.index_of(charge.accused)
         if member is None or charge.offence not in (Offence.CONTRIBUTION, Offence.CHECK, Offence.REDUCTION):
             return None
+        if charge.offence is Offence.REDUCTION and charge.block in case.put_right:
+            return None  # we have said what we had to say when we put it right
         if charge.offence is Offence.REDUCTION:
             opened = await open_block(self._context, case.evidence, case.plan, case.result, charge.block, {})
             return any(finding.peer == charge.accused for finding in opened.findings) if opened.complete else None

@@ -26,10 +26,11 @@ from peers.averaging.unbanned import Unbanned
 from peers.averaging.verified import Case
 from protocols.butterfly import contributors_in
 from protocols.codecs.full import all_finite
+from protocols.content import input_hash
 from protocols.errors import LocalProtocolError, RoundError
 from protocols.grid import Placement, epoch_coin, place
 from protocols.ids import BlockIndex, Epoch, PeerId, RoundId
-from protocols.messages import Commit, Join, Plan, input_hash
+from protocols.messages import Commit, Join, Plan
 
 log = logging.getLogger(__name__)
 

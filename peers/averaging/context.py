@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -121,6 +122,7 @@ class MemberContext:
         memory: for blocks and results.
         ledger: who is banned; grows while we live.
         conduct: how we behave.
+        random_bytes: gives as many random bytes as asked for; another one where everything is drawn from a seed.
     """
 
     me: PeerId
@@ -135,6 +137,7 @@ class MemberContext:
     memory: KeptMemory = field(default_factory=KeptMemory)
     ledger: Ledger = field(default_factory=Ledger)
     conduct: Conduct = HONEST
+    random_bytes: Callable[[int], bytes] = secrets.token_bytes
 
     async def heavy(self, work: Callable[[], T]) -> T:
         """Run numeric work off the event loop."""

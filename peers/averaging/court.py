@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from peers.averaging.context import MemberContext
 from peers.interfaces import Endpoint
 from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal
-from protocols.ids import Epoch, PeerId
+from protocols.ids import PUBLIC_KEY_BYTES, Epoch, PeerId
 from protocols.messages import Plan, SealedJoin, parse, require
 from protocols.proto.swarm.v1 import trust_pb2 as pb
-from protocols.trust.ledger import ABSURD_AHEAD, Ban, ban_by_judgements, ban_by_statements, check_ban
+from protocols.trust.ledger import ABSURD_AHEAD, MAX_BAN_BYTES, MAX_JUDGEMENT_BYTES, Ban, ban_by_judgements, ban_by_statements, check_ban
 from protocols.trust.offences import Offence
 from protocols.trust.statements import JUDGEMENT, Charge
 
@@ -32,6 +32,9 @@ _SPREAD_EPOCHS = 2
 GroupSize = Callable[[Epoch, int, PeerId], int]
 """(epoch, round, member) -> members of its group by our own view, 0 if we have none."""
 
+CommitmentOf = Callable[[bytes, PeerId], bytes | None]
+"""(first plan, member) -> its sealed commitment to that round, if we have it."""
+
 
 class Court:
     """One member's part in judging others.
@@ -39,11 +42,13 @@ class Court:
     Args:
         context: who we are.
         group_size: see `GroupSize`.
+        commitment_of: see `CommitmentOf`.
         on_ban: called once for each new ban.
     """
 
-    def __init__(self, context: MemberContext, group_size: GroupSize, on_ban: Callable[[Ban], None]) -> None:
+    def __init__(self, context: MemberContext, group_size: GroupSize, commitment_of: CommitmentOf, on_ban: Callable[[Ban], None]) -> None:
         self._context = context
+        self._commitment_of = commitment_of
         self._group_size = group_size
         self._on_ban = on_ban
         self._plans: OrderedDict[bytes, Plan] = OrderedDict()
@@ -66,6 +71,11 @@ class Court:
     def is_banned(self, peer: PeerId) -> bool:
         """Whether a member is out."""
         return peer in self._context.ledger
+
+    @property
+    def judged(self) -> frozenset[tuple[PeerId, Offence]]:
+        """Whom anybody has found guilty of what, in the rounds that we remember."""
+        return frozenset((accused, offence) for _, accused, offence in self._judgements)
 
     # What we say
 
@@ -113,7 +123,10 @@ class Court:
         _, accused, offence = key
         electorate = max(plan.electorate, self._group_size(plan.epoch, plan.round_index, accused))
         if 2 * len(words) > electorate and not self.is_banned(accused):
-            proof = ban_by_judgements(accused, offence, plan, [words[juror] for juror in sorted(words)])
+            commitment = self._commitment_of(plan.digest, accused)
+            if commitment is not None and len(commitment) > MAX_JUDGEMENT_BYTES:
+                commitment = None
+            proof = ban_by_judgements(accused, offence, plan, [words[juror] for juror in sorted(words)], commitment)
             self._convicted(Ban(accused, offence, plan.epoch, proof))
             self._told[accused] = {member.peer for member in plan.members}
 
@@ -139,7 +152,7 @@ class Court:
     def _spread(self, peers: Iterable[PeerId]) -> None:
         """Show fresh bans to whoever we meet: through the groups of an epoch they reach everybody."""
         fresh = [ban for peer in self._fresh if (ban := self._context.ledger.of(peer))]
-        for peer in set(peers) if fresh else ():
+        for peer in dict.fromkeys(peers) if fresh else ():  # in an order that does not depend on the process
             for ban in fresh:
                 told = self._told.setdefault(ban.accused, set())
                 if peer not in told:
@@ -161,6 +174,7 @@ class Court:
     # What others say
 
     async def _on_judgement(self, sender: PeerId, request: bytes) -> bytes:
+        require(len(request) <= MAX_JUDGEMENT_BYTES, sender, f"a judgement of {len(request)} bytes")
         juror, payload = await self._context.heavy(lambda: self._context.notary.open(JUDGEMENT, request))
         charge = Charge.decode_judgement(payload, juror)
         plan = self._plans.get(charge.first_plan_digest)
@@ -176,17 +190,35 @@ class Court:
         return b""
 
     async def learn(self, proofs: Iterable[bytes], by: PeerId) -> None:
-        """Take in bans that somebody shows us.
+        """Take in bans that somebody shows us; those that would convince only who has seen more than we have are passed over.
 
         Raises:
             RemoteProtocolError: one proves nothing.
         """
         for proof in proofs:
-            known = parse(pb.Ban, proof, by).accused
-            if len(known) == len(by.public_key) and self.is_banned(PeerId(known)):
-                continue
-            check = lambda data=proof: check_ban(data, self._context.notary.open_old, self.epoch, self._group_size, by)  # noqa: E731
-            self._take(await self._context.heavy(check))
+            if self._accused_of(proof, by) not in self._context.ledger:
+                try:
+                    await self._learn(proof, self._group_size, by)
+                except RemoteRefusal as error:
+                    log.info("ban not taken over: %s", error)
+
+    async def recall(self, proofs: Iterable[bytes]) -> None:
+        """Take in the bans that we knew before we were started: we have seen those epochs. What proves nothing any more is passed over."""
+        for proof in proofs:
+            try:
+                await self._learn(proof, lambda _epoch, _round, _member: 1, self._context.me)
+            except RemoteError as error:
+                log.warning("a ban of ours proves nothing any more: %s", error)
+
+    async def _learn(self, proof: bytes, group_size: GroupSize, by: PeerId) -> None:
+        self._take(await self._context.heavy(lambda: check_ban(proof, self._context.notary.open_old, self.epoch, group_size, by)))
+
+    @staticmethod
+    def _accused_of(proof: bytes, by: PeerId) -> PeerId:
+        require(len(proof) <= MAX_BAN_BYTES, by, f"a ban of {len(proof)} bytes")
+        accused = parse(pb.Ban, proof, by).accused
+        require(len(accused) == PUBLIC_KEY_BYTES, by, "a ban of nobody")
+        return PeerId(accused)
 
     async def _on_ledger(self, sender: PeerId, request: bytes) -> bytes:
         """A page of our bans, for newcomers."""
@@ -203,15 +235,20 @@ class Court:
     async def fetch_ledger(self, peers: Iterable[PeerId]) -> int:
         """Learn the bans that others know; returns how many there are now. Whoever shows one that proves nothing is passed over."""
         for peer in peers:
-            endpoint, offset, more = self._context.directory.endpoint(peer), 0, True
             try:
-                while endpoint is not None and more:
-                    request = pb.LedgerRequest(offset=offset).SerializeToString()
-                    timeout_s = self._context.rules.stall_timeout_s
-                    reply = await self._context.transport.call(endpoint, LEDGER, request, timeout_s=timeout_s)
-                    page = parse(pb.LedgerPage, reply, peer)
-                    await self.learn(page.bans, peer)
-                    offset, more = offset + len(page.bans), page.more and bool(page.bans)
+                await self._fetch_ledger(peer)
             except RemoteError as error:
                 log.info("ledger not had: %s", error)
         return len(self._context.ledger.bans)
+
+    async def _fetch_ledger(self, peer: PeerId) -> None:
+        """One member's ledger, which is in the order of keys: pages that get no further end it, however many more it announces."""
+        endpoint, offset, more, reached = self._context.directory.endpoint(peer), 0, True, b""
+        while endpoint is not None and more:
+            request = pb.LedgerRequest(offset=offset).SerializeToString()
+            reply = await self._context.transport.call(endpoint, LEDGER, request, timeout_s=self._context.rules.stall_timeout_s)
+            page = parse(pb.LedgerPage, reply, peer)
+            last = max((self._accused_of(proof, peer).public_key for proof in page.bans), default=b"")
+            more, reached = page.more and last > reached, max(last, reached)
+            await self.learn(page.bans, peer)
+            offset += len(page.bans)

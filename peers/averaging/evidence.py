@@ -1,23 +1,23 @@
 """What a member keeps of a verified round: what everybody committed to, and the bytes that stand for it, until the next epoch is over.
 
-Nothing here is believed before it is checked: parts are kept with the hash that their sender has signed.
+Nothing here is believed before it is checked: parts are kept with the hash that their sender has signed. Statements name their round, so
+none is too old to count: a round may take longer than a signed message is believed otherwise.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from peers.averaging.context import MemberContext
-from protocols.butterfly import senders_of
+from protocols.content import content_hash, input_hash
 from protocols.errors import RemoteProtocolError, RoundError
 from protocols.frames import BytesLike
 from protocols.ids import BlockIndex, PeerId
 from protocols.layout import Blocks
-from protocols.messages import Plan, content_hash, input_hash, parse, require, require_hashes
+from protocols.messages import Plan, parse, require, require_hashes
 from protocols.proto.swarm.v1 import trust_pb2 as pb
 from protocols.trust.coin import CoinSecret
 from protocols.trust.statements import COMMITMENT, MAX_STATEMENT_BYTES, REDUCTION, Commitment, Reduction, hashes_root
@@ -89,16 +89,23 @@ class Evidence:
         if me is None:
             raise ValueError("evidence of a round that we are not in")
         self.me = me
-        self.secret = CoinSecret(self.digest, context.me, secrets.token_bytes(32))
+        self.secret = CoinSecret(self.digest, context.me, context.random_bytes(32))
         self.parts: dict[tuple[int, BlockIndex], BytesLike] = {}
         self.committed: dict[int, Committed] = {}
         self.reductions: dict[int, dict[int, tuple[bytes, Reduction]]] = {}
+        self._reducers: dict[tuple[int, BlockIndex], int] = {}
+        self.note_attempt(plan)
         self.coin = b""
         self._own_D = own_D
 
+    def note_attempt(self, plan: Plan) -> None:
+        """Who reduces what in an attempt that we take part in."""
+        self._reducers.update({(plan.attempt, task.block): task.member for task in plan.reduce})
+
     async def commit(self) -> None:
         """Encode and hash what we bring, and sign for it."""
-        brings = self.me in senders_of(self.plan) or self._brought.samples > 0
+        # of those that bring one result the next one sends it when the first is gone: all of them commit to it
+        brings = self.plan.weights[self.me] > 0 or self._brought.samples > 0
         contents = await self._context.heavy(self._encode_all) if brings else ()
         self._own_D = torch.empty(0)
         commitment = Commitment(
@@ -189,12 +196,17 @@ class Evidence:
         """Take in a reducer's statement.
 
         Raises:
-            RemoteProtocolError: it is none of this round.
+            RemoteProtocolError: it is none of this round, or of blocks that were somebody else's to reduce.
         """
         peer = self.plan.members[member].peer
         reduction = read_reduction(self._context, self.digest, peer, sealed)
+        require(self.was_to_make(member, reduction), peer, "a reduction of blocks that it was not to reduce")
         self.reductions.setdefault(member, {}).setdefault(reduction.attempt, (sealed, reduction))
         return reduction
+
+    def was_to_make(self, member: int, reduction: Reduction) -> bool:
+        """Whether the blocks of a reduction were a member's to reduce: nobody can take the blame for what another has reduced."""
+        return all(self._reducers.get((reduction.attempt, block)) == member for block in reduction.blocks)
 
     def radius_of(self, block: BlockIndex) -> tuple[int, float] | None:
         """Who reduced a block, and the radius that it stated; of the last attempt. None if nobody has said so."""
@@ -220,7 +232,7 @@ def read_committed(context: MemberContext, plan: Plan, peer: PeerId, data: bytes
     """
     require(len(data) <= MAX_STATEMENT_BYTES, peer, f"a commitment of {len(data)} bytes")
     m = parse(pb.Committed, data, peer)
-    signer, payload = context.notary.open(COMMITMENT, m.sealed_commitment)
+    signer, payload = context.notary.open_old(COMMITMENT, m.sealed_commitment)
     require(signer == peer, peer, "a commitment that somebody else has signed")
     commitment = Commitment.decode(payload, peer)
     named = (commitment.first_plan_digest, commitment.epoch, commitment.round_index)
@@ -238,7 +250,7 @@ def read_reduction(context: MemberContext, first_plan_digest: bytes, peer: PeerI
         RemoteProtocolError: not signed by it, or of another round.
     """
     require(len(sealed) <= MAX_STATEMENT_BYTES, peer, f"a reduction of {len(sealed)} bytes")
-    signer, payload = context.notary.open(REDUCTION, sealed)
+    signer, payload = context.notary.open_old(REDUCTION, sealed)
     require(signer == peer, peer, "a reduction that somebody else has signed")
     reduction = Reduction.decode(payload, peer)
     require(reduction.first_plan_digest == first_plan_digest, peer, "a reduction of another round")

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from peers.averaging.context import MemberContext
 from peers.averaging.result import RoundResult
 from peers.interfaces import Stream
+from protocols.content import block_hash
 from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.frames import HEARTBEAT, BlockBytes, FrameKind, FrameReader, frames_of
 from protocols.ids import BlockIndex, PeerId
-from protocols.messages import block_hash
 from protocols.messages_blocks import BlocksRequest
 
 log = logging.getLogger(__name__)

@@ -15,10 +15,11 @@ from peers.averaging.result import RoundResult
 from peers.averaging.rounds import Rounds
 from peers.averaging.serving import Guards
 from peers.averaging.verified import Case, VerifiedRounds
+from protocols.content import input_hash
 from protocols.errors import RemoteError, RemoteProtocolError, RoundError
 from protocols.grid import Placement
 from protocols.ids import Epoch, PeerId
-from protocols.messages import Commit, Plan, SealedJoin, input_hash
+from protocols.messages import Commit, Plan, SealedJoin
 from protocols.trust.certifying import CertifiedResult, check_certificate
 from protocols.trust.ledger import Ban
 from protocols.trust.statements import Commitment
@@ -44,12 +45,13 @@ class Guarding:
     def __init__(self, context: MemberContext, rounds: Rounds, blame: Blame, replayer: Replayer) -> None:
         self._context = context
         self._blame = blame
+        self._rounds = rounds
         self._placements: dict[Epoch, Placement] = {}
         self._served: Counter[PeerId] = Counter()
         self._placed_since: dict[PeerId, Epoch] = {}
         self._first_epoch: Epoch | None = None
         self.on_ban: Callable[[Ban], None] = lambda ban: None
-        self.court = Court(context, self._group_size, self._banned)
+        self.court = Court(context, self._group_size, self._commitment_of, self._banned)
         self.verified = VerifiedRounds(context, rounds, self.court, blame)
         self.auditing = Auditing(context, self.verified, self.court, replayer)
         self.guards = Guards({**self.court.calls, **self.auditing.calls}, self.court.check_join)
@@ -62,6 +64,7 @@ class Guarding:
         """Our view of an epoch's grid."""
         self._first_epoch = epoch if self._first_epoch is None else self._first_epoch
         self._placements[epoch] = placement
+        self.court.epoch = max(self.court.epoch, epoch)
         for peer in placement.members:
             self._placed_since.setdefault(peer, epoch)
         while len(self._placements) > _REMEMBERED_PLACEMENTS:
@@ -75,6 +78,15 @@ class Guarding:
             return sum(member not in self._context.ledger for member in placement.group(peer, index))
         except KeyError:
             return 0
+
+    def _commitment_of(self, first_plan_digest: bytes, peer: PeerId) -> bytes | None:
+        evidence, verifying = self._rounds.evidence.peek(first_plan_digest), self._rounds.verifyings.peek(first_plan_digest)
+        member = evidence.plan.index_of(peer) if evidence else None
+        if evidence is None or member is None:
+            return None
+        if committed := evidence.committed.get(member):
+            return committed.sealed
+        return verifying.sealed_commitment(member) if verifying else None
 
     # Rounds
 
@@ -93,7 +105,7 @@ class Guarding:
                 raise RemoteProtocolError(peer, "it brings something to a round that it is not in")
             before = plan.round_index - 1
             result = CertifiedResult(commitment.previous_plan_digest, plan.epoch, before, join.input_hash, join.weight)
-            check_certificate(result, certificate, self._context.notary.open, self._group_size(plan.epoch, before, peer), peer)
+            check_certificate(result, certificate, self._context.notary.open_old, self._group_size(plan.epoch, before, peer), peer)
 
         return check
 
@@ -108,7 +120,7 @@ class Guarding:
         )
         size = self._group_size(commit.epoch, commit.round_index, holder)
         try:
-            await self._context.heavy(lambda: check_certificate(named, commit.certificate, self._context.notary.open, size, holder))
+            await self._context.heavy(lambda: check_certificate(named, commit.certificate, self._context.notary.open_old, size, holder))
         except RemoteError as error:
             if isinstance(error, RemoteProtocolError):
                 self._blame(holder, error.reason)

@@ -209,7 +209,7 @@ class Reducing:
                 await self._terms.context.heavy(lambda: evidence.note_committed(sender, committed))
             except RemoteError as error:
                 self.leave_out(sender, error.reason)
-                self._note_breach(error)
+                self._note_breach(error, stream.peer)
                 raise
         with plain_remote_errors():
             async with asyncio.TaskGroup() as group:
@@ -247,14 +247,15 @@ class Reducing:
             terms.measuring.parts_in(sender)
         except RemoteProtocolError as error:
             self.leave_out(sender, error.reason)
-            self._note_breach(error)
+            self._note_breach(error, stream.peer)
             raise
         except (RemoteTimeout, RemoteRefusal) as error:
             self.leave_out(sender, error.reason)
 
-    def _note_breach(self, error: RemoteError) -> None:
-        if self._terms.evidence and isinstance(error, RemoteProtocolError) and error.peer:
-            self._terms.evidence.breach(error.peer)
+    def _note_breach(self, error: RemoteError, sender: PeerId) -> None:
+        """Whoever sent it is guilty, whomever the error names: anybody can pass on what somebody else has signed for another purpose."""
+        if self._terms.evidence and isinstance(error, RemoteProtocolError):
+            self._terms.evidence.breach(sender)
 
     async def _give_results(self, stream: Stream, member: int) -> None:
         heartbeat_s = self._terms.rules.heartbeat_s

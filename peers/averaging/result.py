@@ -9,10 +9,10 @@ import torch
 from peers.memory import KeptMemory
 from protocols.codecs import Codec
 from protocols.codecs.full import Fp32Codec
+from protocols.content import block_hash, content_hash
 from protocols.frames import BlockBytes, BytesLike
 from protocols.ids import BlockIndex
 from protocols.layout import Blocks
-from protocols.messages import block_hash, content_hash
 from protocols.parts import Part, read_part
 
 

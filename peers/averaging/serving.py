@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from peers.averaging.coin_table import SHARE
 from peers.averaging.context import Blame, MemberContext
 from peers.averaging.exchange import Exchange
 from peers.averaging.fetching import serve_blocks
@@ -16,7 +17,7 @@ from peers.averaging.rounds import Rounds
 from peers.averaging.settling import SETTLE, Settling
 from peers.averaging.standing_in import StandIns
 from peers.averaging.verdicts import VERDICT, verdict_bytes
-from peers.averaging.verifying import SHARE, VERIFY, Verifying
+from peers.averaging.verifying import VERIFY, Verifying
 from peers.interfaces import CallHandler, Handlers, Stream, StreamHandler
 from protocols.errors import RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.ids import PeerId, RoundId

@@ -39,6 +39,8 @@ class TrustRules:
             if parts < _LEAST_FOR_KRUM:
                 return aggregator_named("mean")
             settings["byzantine"] = min(liars, (parts - _LEAST_FOR_KRUM) // 2)
+        if self.aggregator == "multi_krum":
+            settings["keep"] = parts - settings["byzantine"] - 2  # as many as its guarantee allows
         if self.aggregator == "trimmed_mean":
             settings["trim"] = min(liars, (parts - 1) // 2)
         seed = blake3(_BUCKET_DOMAIN + first_plan_digest).digest()

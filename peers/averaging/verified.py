@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from peers.averaging.attempts import average_by_plan
+from peers.averaging.coin_table import CoinHooks
 from peers.averaging.context import Blame, Expected, MemberContext
 from peers.averaging.court import Court
 from peers.averaging.evidence import Brought, Evidence, Vouched
@@ -18,8 +19,9 @@ from peers.averaging.result import RoundResult
 from peers.averaging.rounds import Rounds
 from peers.averaging.verifying import Verified, Verifying, VerifyingHooks
 from protocols.butterfly import accepted_weight, contributors_in
+from protocols.content import input_hash
 from protocols.ids import BlockIndex, Epoch, PeerId
-from protocols.messages import Commit, Plan, input_hash
+from protocols.messages import Commit, Plan
 from protocols.trust.audits import AUDIT_WITHIN_S, AUDITABLE_EPOCHS
 from protocols.trust.checks import BlockFacts, block_norm, codec_error, doubts, figures_of
 from protocols.trust.offences import Offence
@@ -42,6 +44,7 @@ class Case:
         verified: coin and checks; None if nobody led the verification through.
         put_right: blocks of the result that the group had agreed on otherwise.
         ended_s: when, on the event loop's clock.
+        liars: members that had reported false figures of blocks that were looked at, by index.
     """
 
     evidence: Evidence
@@ -50,6 +53,7 @@ class Case:
     verified: Verified | None
     put_right: set[BlockIndex] = field(default_factory=set)
     ended_s: float = 0.0
+    liars: set[int] = field(default_factory=set)
 
     @property
     def checks(self) -> dict[int, Check]:
@@ -143,12 +147,12 @@ class VerifiedRounds:
 
     def _hooks(self, evidence: Evidence, plan: Plan, result: RoundResult) -> VerifyingHooks:
         digest = evidence.digest
-        return VerifyingHooks(
-            lambda coin: self._make_check(evidence, plan, result, coin),
+        coin = CoinHooks(
             self._blame,
             lambda peer: self._court.judge(digest, peer, Offence.WITHHELD_COIN),
             lambda peer, kind, one, other: self._court.convict(peer, Offence.EQUIVOCATION, [(kind, one), (kind, other)]),
         )
+        return VerifyingHooks(lambda value: self._make_check(evidence, plan, result, value), coin)
 
     def _make_check(self, evidence: Evidence, plan: Plan, result: RoundResult, coin: bytes) -> Check:
         """Our figures. Runs in the pool."""
@@ -176,6 +180,9 @@ class VerifiedRounds:
             opened = await open_block(self._context, case.evidence, case.plan, case.result, block, case.checks)
             for finding in opened.findings:
                 self._court.judge(case.evidence.digest, finding.peer, finding.offence)
+                member = case.plan.index_of(finding.peer)
+                if finding.offence is Offence.CHECK and member is not None:
+                    case.liars.add(member)
             if opened.right is not None:
                 right = opened.right
                 part = self._context.rules.codec.open(right.data, case.result.blocks.elems(block))

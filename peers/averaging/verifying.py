@@ -12,31 +12,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from peers.averaging.context import Blame, MemberContext
-from peers.averaging.evidence import Evidence, read_reduction
-from peers.averaging.liveness import ALIVE, alongside, beat_forever, beat_until, has_ended, next_real_frame, plain_remote_errors
-from peers.interfaces import Endpoint, Stream
-from protocols.errors import LocalProtocolError, RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal
+from peers.averaging.coin_table import CoinHooks, CoinTable
+from peers.averaging.context import MemberContext
+from peers.averaging.evidence import Evidence
+from peers.averaging.liveness import alongside, beat_forever, beat_until, has_ended, next_real_frame, plain_remote_errors
+from peers.interfaces import Stream
+from protocols.errors import LocalProtocolError, RemoteError, RemoteProtocolError, RemoteRefusal
 from protocols.ids import PeerId
 from protocols.messages import Plan, parse, require
 from protocols.proto.swarm.v1 import control_pb2
 from protocols.proto.swarm.v1 import trust_pb2 as pb
 from protocols.settlement import settlement_order
-from protocols.trust.ledger import contradiction
-from protocols.trust.statements import CHECK, COIN_TRIES, COMMITMENT, Check, Commitment
-from protocols.trust.verification import Shares, accepted_coin, check_share, fitting_check
+from protocols.trust.statements import CHECK, COIN_TRIES, Check, Commitment
+from protocols.trust.verification import fitting_check
 
 log = logging.getLogger(__name__)
 
 VERIFY = "verify"
 """Name of the stream to the leader."""
-
-SHARE = "share"
-"""Name of the call that asks a member for its share of the coin."""
 
 _A_SHARE, _A_CHECK = b"S", b"C"
 
@@ -62,15 +59,11 @@ class VerifyingHooks:
 
     Args:
         make_check: (coin) -> our figures. Runs in the pool.
-        blame: called with a member that broke the protocol, and how.
-        withheld: called with a member that lives and does not show its share.
-        convict: called with a member and two statements of it that contradict each other: (member, kind, sealed, sealed).
+        coin: see `CoinHooks`.
     """
 
     make_check: Callable[[bytes], Check]
-    blame: Blame
-    withheld: Callable[[PeerId], None]
-    convict: Callable[[PeerId, str, bytes, bytes], None]
+    coin: CoinHooks
 
 
 def _no_more_checks(_coin: bytes) -> Check:
@@ -95,14 +88,13 @@ class Verifying:
         self._me = evidence.me
         self._hooks = hooks
         self._patience_s = max(patience_s, context.rules.stall_timeout_s)
-        self._commitments = {i: (known.sealed, known.commitment) for i, known in evidence.committed.items()}
-        self._shares: dict[int, dict[int, bytes]] = {attempt: {} for attempt in range(COIN_TRIES)}
-        self._declared: set[int] = set()
-        self._highest_attempt = 0
+        self._table = CoinTable(context, evidence, plan, hooks.coin)
+        self.share = self._table.share
+        self.sealed_commitment = self._table.sealed_commitment
         self._checks: dict[int, tuple[bytes, Check]] = {}
         self._coin = b""
-        self._shown: dict[int, Commitment] = {}
         self._own_check: tuple[bytes, Check] | None = None
+        self._made: dict[bytes, tuple[bytes, Check]] = {}
         self._in_touch: set[int] = set()
         self._gone: set[int] = set()
         self._changed = asyncio.Event()
@@ -119,29 +111,12 @@ class Verifying:
                     await self._lead()
                 elif not await self._follow(leader):
                     continue
-                return Verified(self._coin, self._checks, self._shown)
+                return Verified(self._coin, self._checks, self._table.shown)
             return None
         finally:
             self._finished = True
             self._hooks = replace(self._hooks, make_check=_no_more_checks)  # we are remembered for a while, and the result is large
             self._tell()
-
-    def share(self, asker: PeerId, request: bytes) -> bytes:
-        """Our share, for a member of the plan whom our leader has told that it is missing.
-
-        Raises:
-            RemoteRefusal: it is not due, or not for this member.
-        """
-        m = parse(pb.ShareRequest, request, asker)
-        if self._plan.index_of(asker) is None or m.attempt > self._highest_attempt:
-            raise RemoteRefusal(asker, "not-ready", "that share of the coin is not due")
-        if not self._context.conduct.shows_share(asker):
-            raise RemoteRefusal(asker, "no-share", "this member does not show its share")
-        return self._own_share(m.attempt).SerializeToString()
-
-    def _own_share(self, attempt: int) -> pb.MemberShare:
-        sealed = self._evidence.committed[self._me].sealed
-        return pb.MemberShare(member=self._me, sealed_commitment=sealed, share=self._evidence.secret.share(attempt))
 
     # Following
 
@@ -164,7 +139,7 @@ class Verifying:
         except RemoteError as error:
             log.info("not verified under %s: %s", peer.short, error)
             if isinstance(error, RemoteProtocolError):
-                self._hooks.blame(peer, error.reason)
+                self._hooks.coin.blame(peer, error.reason)
         except TimeoutError:
             log.info("not verified under %s: it keeps us waiting", peer.short)
         return False
@@ -172,15 +147,15 @@ class Verifying:
     async def _led(self, stream: Stream, leader: int) -> None:
         async with alongside(beat_forever(stream, self._context.rules.heartbeat_s)):
             if self._context.conduct.shows_share(stream.peer):
-                await stream.send(_A_SHARE + self._share_message(0, ()))
+                await stream.send(_A_SHARE + self._table.share_message(0, ()))
             while True:
                 message = bytes(await next_real_frame(stream, self._context.rules.stall_timeout_s))
                 shown = parse(pb.Coin, message, stream.peer)
                 if not shown.missing:
                     break
-                relayed = await self._look_for(shown, stream.peer)
-                await stream.send(_A_SHARE + self._share_message(shown.attempt + 1, relayed))
-            await self._accept_coin(shown, leader)
+                relayed = await self._table.look_for(shown, stream.peer)
+                await stream.send(_A_SHARE + self._table.share_message(shown.attempt + 1, relayed))
+            self._coin = await self._table.accept_coin(shown, leader)
             own_check = await self._sealed_check()
             if self._context.conduct.reports(stream.peer):
                 await stream.send(_A_CHECK + own_check)
@@ -188,114 +163,13 @@ class Verifying:
             await self._accept_checks(parse(pb.Checks, checks, stream.peer), stream.peer)
             self._log = [message, checks]
 
-    def _share_message(self, attempt: int, relayed: Iterable[pb.MemberShare]) -> bytes:
-        own = self._own_share(attempt)
-        m = pb.Share(sealed_commitment=own.sealed_commitment, share=own.share, attempt=attempt, relayed=relayed)
-        return m.SerializeToString()
-
-    async def _look_for(self, shown: pb.Coin, leader: PeerId) -> list[pb.MemberShare]:
-        """Ask everybody whom a leader misses for the share ourselves; whoever lives and shows it to nobody is to blame."""
-        inside = all(member < len(self._plan.members) for member in shown.missing) and shown.attempt + 1 < COIN_TRIES
-        require(inside and shown.attempt >= self._highest_attempt, leader, "a coin that misses nobody we know, or out of turn")
-        require(self._me not in shown.missing, leader, "it says that our share is missing, and has it")
-        found = await asyncio.gather(*(self._ask_for_share(member, shown.attempt) for member in shown.missing))
-        self._declared.update(member for member, share in zip(shown.missing, found, strict=True) if share is None)
-        self._highest_attempt = shown.attempt + 1
-        return [share for share in found if share]
-
-    async def _ask_for_share(self, member: int, attempt: int) -> pb.MemberShare | None:
-        peer, rules = self._plan.members[member].peer, self._context.rules
-        endpoint = self._context.directory.endpoint(peer)
-        if endpoint is None:
-            return None
-        request = pb.ShareRequest(first_plan_digest=self._evidence.digest, attempt=attempt).SerializeToString()
-        try:
-            reply = await self._context.transport.call(endpoint, SHARE, request, timeout_s=rules.stall_timeout_s)
-            shown = parse(pb.MemberShare, reply, peer)
-            require(shown.member == member, peer, "somebody else's share of the coin")
-            await self._note_share(member, shown.sealed_commitment, attempt, shown.share, peer)
-        except RemoteRefusal as error:
-            log.info("no share of the coin: %s", error)
-            if error.code == "no-share":
-                self._hooks.withheld(peer)
-            return None
-        except RemoteError as error:
-            log.info("no share of the coin: %s", error)
-            if isinstance(error, RemoteProtocolError):
-                self._hooks.blame(peer, error.reason)
-            elif not isinstance(error, RemoteGone) and await self._is_alive(endpoint):
-                self._hooks.withheld(peer)
-            return None
-        return shown
-
-    async def _is_alive(self, endpoint: Endpoint) -> bool:
-        try:
-            await self._context.transport.call(endpoint, ALIVE, b"", timeout_s=self._context.rules.stall_timeout_s)
-        except RemoteError:
-            return False
-        return True
-
-    async def _note_share(self, member: int, sealed: bytes, attempt: int, share: bytes, by: PeerId) -> None:
-        commitment = await self._commitment_of(member, sealed, by)
-        check_share(self._plan_0, member, commitment, attempt, share, by)
-        self._shares[attempt][member] = share
-
-    @property
-    def _plan_0(self) -> Plan:
-        return self._evidence.plan
-
-    async def _commitment_of(self, member: int, sealed: bytes, by: PeerId) -> Commitment:
-        """A member's commitment as somebody shows it. Another one than we have been given convicts the member."""
-        known = self._commitments.get(member)
-        if known and known[0] == sealed:
-            return known[1]
-        peer = self._plan.members[member].peer
-        signer, payload = await self._context.heavy(lambda: self._context.notary.open(COMMITMENT, sealed))
-        require(signer == peer, by, "a commitment of somebody else")
-        commitment = Commitment.decode(payload, by)
-        require(commitment.first_plan_digest == self._evidence.digest, by, "a commitment to another round")
-        if known is None:
-            self._commitments[member] = (sealed, commitment)
-        elif contradiction(COMMITMENT, known[1].encode(), payload, peer) is not None:
-            self._hooks.convict(peer, COMMITMENT, known[0], sealed)
-        return commitment
-
-    async def _accept_coin(self, shown: pb.Coin, leader: int) -> None:
-        peer = self._plan.members[leader].peer
-        require(shown.attempt < COIN_TRIES and len(shown.shares) <= len(self._plan.members), peer, "an absurd coin")
-        commitments: dict[int, Commitment] = {}
-        for entry in shown.shares:
-            require(entry.member < len(self._plan.members) and entry.member not in commitments, peer, "a coin of other members")
-            commitments[entry.member] = await self._commitment_of(entry.member, entry.sealed_commitment, peer)
-        there = self._evidence.committed.keys() - self._plan.absent
-        required = frozenset(there - (self._declared if shown.attempt else set())) | self._shares[shown.attempt].keys() | {self._me}
-        shares = {entry.member: entry.share for entry in shown.shares}
-        self._shown = commitments
-        self._coin = accepted_coin(self._plan_0, Shares(shown.attempt, shares), frozenset(required), commitments, peer)
-        for sealed in shown.sealed_reductions[: 4 * len(self._plan.members)]:
-            await self._note_reduction(bytes(sealed), peer)
-
-    async def _note_reduction(self, sealed: bytes, by: PeerId) -> None:
-        """A reducer's statement as the leader has it; another one than we have been given convicts the reducer."""
-        held = {known for attempts in self._evidence.reductions.values() for known, _ in attempts.values()}
-        if sealed in held:
-            return
-        signer = (await self._context.heavy(lambda: self._context.notary.open("reduction", sealed)))[0]
-        member = self._plan.index_of(signer)
-        if member is None:
-            raise RemoteProtocolError(by, "a reduction of a stranger")
-        reduction = read_reduction(self._context, self._evidence.digest, signer, sealed)
-        known = self._evidence.reductions.setdefault(member, {}).setdefault(reduction.attempt, (sealed, reduction))
-        if known[1] != reduction:
-            self._hooks.convict(signer, "reduction", known[0], sealed)
-
     async def _sealed_check(self) -> bytes:
-        """Our check, made once for a coin."""
-        if self._own_check is None or self._own_check[1].coin != self._coin:
-            coin = self._coin
+        """Our check, made once for a coin, even if leaders show one coin, another one, and the first again: two would convict us."""
+        coin = self._coin
+        if coin not in self._made:
             check = self._context.conduct.check(await self._context.heavy(lambda: self._hooks.make_check(coin)))
-            sealed = self._context.notary.seal(CHECK, check.encode())
-            self._own_check = (sealed, check)
+            self._made[coin] = (self._context.notary.seal(CHECK, check.encode()), check)
+        self._own_check = self._made[coin]
         return self._own_check[0]
 
     async def _accept_checks(self, shown: pb.Checks, leader: PeerId) -> None:
@@ -309,12 +183,12 @@ class Verifying:
         self._checks = checks
 
     async def _read_check(self, sealed: bytes, by: PeerId) -> tuple[int, Check]:
-        signer, payload = await self._context.heavy(lambda: self._context.notary.open(CHECK, sealed))
+        signer, payload = await self._context.heavy(lambda: self._context.notary.open_old(CHECK, sealed))
         member = self._plan.index_of(signer)
         if member is None:
             raise RemoteProtocolError(by, "a check of a stranger")
         check = Check.decode(payload, signer)
-        fitting_check(self._plan_0, check, self._coin, self._evidence.blocks.count, by)
+        fitting_check(self._evidence.plan, check, self._coin, self._evidence.blocks.count, by)
         return member, check
 
     # Leading
@@ -324,22 +198,22 @@ class Verifying:
         attempt = 0
         async with alongside(self._give_up_strangers(everyone)):
             while True:
-                self._shares[attempt][self._me] = self._evidence.secret.share(attempt)
-                missing = await self._missing_shares(attempt, everyone - self._declared)
+                self._table.shares[attempt][self._me] = self._evidence.secret.share(attempt)
+                missing = await self._missing_shares(attempt, everyone - self._table.declared)
                 if not missing or attempt + 1 == COIN_TRIES:
                     break
                 await self._announce_missing(attempt, missing)
-                if not missing - self._shares[attempt].keys():
+                if not missing - self._table.shares[attempt].keys():
                     break
-                self._declared |= missing - self._shares[attempt].keys()
+                self._table.declared |= missing - self._table.shares[attempt].keys()
                 attempt += 1
             await self._announce_coin(attempt)
             self._checks[self._me] = (await self._sealed_check(), self._own_check[1])  # type: ignore[index]
-            await self._wait_while(lambda: bool(self._shares[attempt].keys() - self._checks.keys() - self._gone), self._patience_s)
+            await self._wait_while(lambda: bool(self._table.shares[attempt].keys() - self._checks.keys() - self._gone), self._patience_s)
         self._say(pb.Checks(sealed=[sealed for sealed, _ in self._checks.values()]))
 
     async def _missing_shares(self, attempt: int, expected: set[int]) -> set[int]:
-        shares = self._shares[attempt]
+        shares = self._table.shares[attempt]
         await self._wait_while(lambda: bool(expected - shares.keys() - self._gone), self._context.rules.stall_timeout_s)
         return expected - shares.keys()
 
@@ -348,24 +222,24 @@ class Verifying:
         log.info("epoch %d: no share of the coin from %d members", self._plan.epoch, len(missing))
         shown = pb.Coin(attempt=attempt, missing=sorted(missing))
         self._say(shown)
-        self._highest_attempt = attempt + 1
+        self._table.highest_attempt = attempt + 1
         for share in await self._look_for_as_leader(shown):
-            self._shares[attempt][share.member] = share.share
+            self._table.shares[attempt][share.member] = share.share
         waited_for = self._in_touch - missing
-        self._shares[attempt + 1][self._me] = self._evidence.secret.share(attempt + 1)
+        self._table.shares[attempt + 1][self._me] = self._evidence.secret.share(attempt + 1)
         longest_s = 2 * self._context.rules.stall_timeout_s
-        await self._wait_while(lambda: bool(waited_for - self._shares[attempt + 1].keys() - self._gone), longest_s)
+        await self._wait_while(lambda: bool(waited_for - self._table.shares[attempt + 1].keys() - self._gone), longest_s)
 
     async def _look_for_as_leader(self, shown: pb.Coin) -> list[pb.MemberShare]:
-        found = await asyncio.gather(*(self._ask_for_share(member, shown.attempt) for member in shown.missing))
+        found = await asyncio.gather(*(self._table.ask_for_share(member, shown.attempt) for member in shown.missing))
         return [share for share in found if share]
 
     async def _announce_coin(self, attempt: int) -> None:
-        shares = self._shares[attempt]
-        entries = [pb.MemberShare(member=i, sealed_commitment=self._commitments[i][0], share=shares[i]) for i in sorted(shares)]
+        shares = self._table.shares[attempt]
+        entries = [pb.MemberShare(member=i, sealed_commitment=self._table.commitments[i][0], share=shares[i]) for i in sorted(shares)]
         reductions = [sealed for attempts in self._evidence.reductions.values() for sealed, _ in attempts.values()]
         shown = pb.Coin(attempt=attempt, shares=entries, sealed_reductions=reductions)
-        await self._accept_coin(shown, self._me)
+        self._coin = await self._table.accept_coin(shown, self._me)
         self._say(shown)
 
     def _say(self, message: pb.Coin | pb.Checks) -> None:
@@ -434,7 +308,7 @@ class Verifying:
         while True:
             message = bytes(await next_real_frame(stream, self._context.rules.stall_timeout_s))
             if message[:1] == _A_SHARE:
-                await self._hear_share(message[1:], index, stream.peer)
+                await self._table.hear_share(message[1:], index, stream.peer)
             elif message[:1] == _A_CHECK and self._coin:
                 member, check = await self._read_check(message[1:], stream.peer)
                 require(member == index, stream.peer, "a check of somebody else")
@@ -442,11 +316,3 @@ class Verifying:
             else:
                 raise RemoteProtocolError(stream.peer, "neither a share of the coin nor a check")
             self._tell()
-
-    async def _hear_share(self, data: bytes, index: int, peer: PeerId) -> None:
-        m = parse(pb.Share, data, peer)
-        require(m.attempt <= self._highest_attempt and len(m.relayed) <= len(self._plan.members), peer, "a share out of turn")
-        await self._note_share(index, m.sealed_commitment, m.attempt, m.share, peer)
-        for entry in m.relayed:
-            require(m.attempt > 0 and entry.member < len(self._plan.members), peer, "somebody's share that nobody misses")
-            await self._note_share(entry.member, entry.sealed_commitment, m.attempt - 1, entry.share, peer)

@@ -130,7 +130,7 @@ class ProbeReport:
 def _object(text: str) -> Mapping[str, object]:
     try:
         raw = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise LocalProtocolError("the probe's line is not JSON") from None
     if not isinstance(raw, dict):
         raise LocalProtocolError("the probe's line is not a JSON object")

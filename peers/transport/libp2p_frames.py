@@ -91,7 +91,7 @@ class Opening:
         method = self.method.encode()
         if len(method) > _MAX_METHOD_BYTES:
             raise ValueError(f"the method name {self.method!r} is too long")
-        timeout_ms = max(1, min(_MAX_TIMEOUT_MS, int(self.timeout_s * 1000)))
+        timeout_ms = max(1, min(_MAX_TIMEOUT_MS, round(self.timeout_s * 1000)))
         return _OPEN.pack(_SHAPES.index(self.shape), timeout_ms, len(method)) + method + self.chain
 
     @classmethod
@@ -105,6 +105,8 @@ class Opening:
             shape, timeout_ms, length = _OPEN.unpack_from(payload)
             if shape >= len(_SHAPES):
                 raise ValueError(f"it is neither a call nor a stream but {shape}")
+            if not timeout_ms:
+                raise ValueError("it may not live at all")
             rest = bytes(payload)[_OPEN.size :]
             if length > min(_MAX_METHOD_BYTES, len(rest)):
                 raise ValueError("a method name that is too long")

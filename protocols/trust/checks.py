@@ -31,16 +31,18 @@ _HOEFFDING = 8.0
 _ROUNDING = 1e-5
 """Of norms: what fp32 folds, fp32 dot products and an iteration that stops at 1e-6 of the radius may leave."""
 
-DOUBT_TIMES = 4.0
-"""Verification 3: a result further from a contributor's part than this many times the part's length is doubted. An honest result lies among
-honest parts, so it is about as long as they are; whoever reduces states the radius of clipping itself, and one that is too large would let
-through what should be clipped."""
+DOUBTERS = 4
+"""Verification 3: a block that most of its contributors doubt is looked at; of those that more than one in so many doubts, one is. Fewer
+than half of the members lie, so a false result must suit most of the honest ones to go unseen, and what suits fewer is found by and by.
+Noise alone makes a quarter doubt now and then, and looking at a block costs the parts of all its contributors, hence one. To doubt what
+one's own part does not doubt is a false check."""
+
+_DOUBTFUL = 1e-3
+"""Of lengths: so close to the limit either word is right."""
 
 _SIGN_TABLE = (1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).astype(np.float32)
 _ROW_ELEMS = 2**12
 _STRETCH_ELEMS = 2**15
-_MEASURED_STRETCH = 4
-"""A part's own length is estimated from one stretch in four: a vote of doubt needs no more."""
 
 
 def _signs(seed: bytes, count: int) -> torch.Tensor:
@@ -80,7 +82,7 @@ class Direction:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a contributor says of one block: `<z, g - v>` and `|g - v|`; and for its own use about `|g|`."""
+    """What a contributor says of one block: `<z, g - v>` and `|g - v|`; and for its own use `|g|`."""
 
     projection: float
     distance: float
@@ -92,21 +94,18 @@ def figures_of(part_E: Part, result_E: torch.Tensor, coin: bytes, block: BlockIn
     elems = result_E.numel()
     direction = Direction(coin, block, elems)
     projection = squares = own_squares = 0.0
-    measured = 0
     scratch_T, difference_S = torch.empty(min(TILE_ELEMS, elems)), torch.empty(min(_STRETCH_ELEMS, elems))
     for start in range(0, elems, TILE_ELEMS):
         part_T = _tile(part_E, start, scratch_T[: min(TILE_ELEMS, elems - start)])
         for inner in range(0, part_T.numel(), _STRETCH_ELEMS):
             part_S, at = part_T[inner : inner + _STRETCH_ELEMS], start + inner
-            if at // _STRETCH_ELEMS % _MEASURED_STRETCH == 0:
-                own_squares += float(torch.dot(part_S, part_S))
-                measured += part_S.numel()
+            own_squares += float(torch.dot(part_S, part_S))
             difference = torch.sub(part_S, result_E[at : at + part_S.numel()], out=difference_S[: part_S.numel()])
             squares += float(torch.dot(difference, difference))
             projection += direction.project(at, difference)
     if not math.isfinite(squares + own_squares + projection):
         return _wide_figures(part_E, result_E, direction)
-    return Figures(projection, math.sqrt(squares), math.sqrt(own_squares * elems / max(measured, 1)))
+    return Figures(projection, math.sqrt(squares), math.sqrt(own_squares))
 
 
 def _tile(part_E: Part, start: int, scratch_T: torch.Tensor) -> torch.Tensor:
@@ -179,13 +178,23 @@ def suspicious(figures_G: Sequence[Figures], facts: BlockFacts) -> bool:
 
 
 def doubts(distance: float, part_norm: float) -> bool:
-    """Verification 3, one contributor's vote: its part explains no result so far away."""
-    return distance > DOUBT_TIMES * part_norm
+    """Verification 3, one contributor's vote: nothing at all would be closer to its part than this result.
+
+    A mean holds some of every part in it, so it is closer to nearly all of them than zero is, however noisy they are: `|g - v| < |g|` where
+    `2 <g, v> > |v|^2`. What is turned against most parts, or is mostly noise of its own, is not.
+    """
+    return distance > part_norm
 
 
-def figures_differ(claimed: Figures, found: Figures) -> bool:
-    """Verification 1: whether what a contributor said of its part is not so."""
-    allowed = 10 * _ROUNDING * (found.distance + 1e-30)
+def doubt_differs(doubted: bool, found: Figures) -> bool:
+    """Verification 1: whether a contributor's doubt, or its lack, is not what its part gives."""
+    clear = abs(found.distance - found.length) > _DOUBTFUL * found.length
+    return clear and doubted != doubts(found.distance, found.length)
+
+
+def figures_differ(claimed: Figures, found: Figures, margin: float = 1.0) -> bool:
+    """Verification 1: whether what a contributor said of its part is not so; with a margin, so clearly that nobody can find otherwise."""
+    allowed = margin * 10 * _ROUNDING * (found.distance + 1e-30)
     return abs(claimed.projection - found.projection) > allowed or abs(claimed.distance - found.distance) > allowed
 
 

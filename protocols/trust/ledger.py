@@ -5,6 +5,9 @@ A ban is proved by one of two things that any third party can check at any time:
 - **statements** of the accused itself: two that contradict each other, or one that no honest member makes;
 - **judgements** of more than half of those who were to agree in a round that the accused took part in. Each juror has looked for itself.
 
+A plan alone does not say who took part: anybody can put the join of an honest member beside those of accomplices, at any later time. So the
+proof holds the accused's commitment, which names the plan. Whoever saw the epoch knows how large the group must have been, and needs none.
+
 The ledger is a set that only grows: merging the same proofs in any order gives the same bans.
 """
 
@@ -15,7 +18,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from protocols.errors import RemoteProtocolError
+from protocols.errors import RemoteProtocolError, RemoteRefusal
 from protocols.ids import PUBLIC_KEY_BYTES, Epoch, PeerId
 from protocols.messages import Join, Plan, SealedJoin, parse, plan_from_message, require
 from protocols.proto.swarm.v1 import control_pb2
@@ -23,7 +26,13 @@ from protocols.proto.swarm.v1 import trust_pb2 as pb
 from protocols.trust.offences import Offence
 from protocols.trust.statements import CHECK, COMMITMENT, JUDGEMENT, REDUCTION, Charge, Check, Commitment, Reduction, read_offence
 
-MAX_BAN_BYTES = 2**20
+MAX_JUDGEMENT_BYTES = 16 * 1024
+"""A sealed judgement or commitment: a few numbers and hashes, a certificate chain and a signature. Longer ones could make a proof too long
+to be shown."""
+
+MAX_BAN_BYTES = 3 * 2**20
+"""A plan with the joins of a full group, and as many judgements."""
+
 ABSURD_AHEAD = 2**20
 """Epochs: who claims to be so far ahead of the swarm is no honest member of any part of it."""
 
@@ -57,14 +66,19 @@ class Ban:
 
 def ban_by_statements(accused: PeerId, offence: Offence, statements: Iterable[tuple[str, bytes]]) -> bytes:
     """Proof of a ban by what the accused has signed: (kind, sealed) each."""
-    packed = [kind.encode() + b"\0" + sealed for kind, sealed in statements]
+    packed = [_packed(kind, sealed) for kind, sealed in statements]
     return pb.Ban(accused=accused.public_key, offence=offence.value, statements=packed).SerializeToString(deterministic=True)
 
 
-def ban_by_judgements(accused: PeerId, offence: Offence, plan: Plan, judgements: Iterable[bytes]) -> bytes:
-    """Proof of a ban by the judgements of a group."""
-    m = pb.Ban(accused=accused.public_key, offence=offence.value, plan=plan.encode(), judgements=list(judgements))
+def ban_by_judgements(accused: PeerId, offence: Offence, plan: Plan, judgements: Iterable[bytes], commitment: bytes | None = None) -> bytes:
+    """Proof of a ban by the judgements of a group; without the accused's sealed commitment it convinces only those who saw the epoch."""
+    statements = [] if commitment is None else [_packed(COMMITMENT, commitment)]
+    m = pb.Ban(accused=accused.public_key, offence=offence.value, plan=plan.encode(), judgements=list(judgements), statements=statements)
     return m.SerializeToString(deterministic=True)
+
+
+def _packed(kind: str, sealed: bytes) -> bytes:
+    return kind.encode() + b"\0" + sealed
 
 
 def check_ban(proof: bytes, opener: Opener, epoch_now: Epoch, group_size: Callable[[Epoch, int, PeerId], int], by: PeerId | None) -> Ban:
@@ -80,16 +94,16 @@ def check_ban(proof: bytes, opener: Opener, epoch_now: Epoch, group_size: Callab
 
     Raises:
         RemoteProtocolError: it proves nothing.
+        RemoteRefusal: it proves nothing to us; it may to those who have seen more of that epoch.
     """
     require(len(proof) <= MAX_BAN_BYTES, by, f"a ban of {len(proof)} bytes")
     m = parse(pb.Ban, proof, by)
     require(len(m.accused) == PUBLIC_KEY_BYTES, by, "a ban of nobody")
     accused, offence = PeerId(m.accused), read_offence(m.offence, by)
-    if m.statements:
-        require(not m.judgements and not m.plan, by, "a ban with two kinds of proof")
-        epoch = _check_statements(accused, offence, list(m.statements), opener, epoch_now, by)
-    else:
+    if m.judgements or m.plan:
         epoch = _check_judgements(accused, offence, m, opener, group_size, by)
+    else:
+        epoch = _check_statements(accused, offence, list(m.statements), opener, epoch_now, by)
     return Ban(accused, offence, epoch, proof)
 
 
@@ -101,15 +115,38 @@ def _check_judgements(
     require(plan.index_of(accused) is not None, by, "a ban of a member that the plan does not have")
     jurors = set()
     for sealed in m.judgements:
+        require(len(sealed) <= MAX_JUDGEMENT_BYTES, by, "a ban with a judgement that is too long")
         juror, payload = opener(JUDGEMENT, sealed)
         charge = Charge.decode_judgement(payload, juror)
         same = (charge.first_plan_digest, charge.accused, charge.offence) == (digest, accused, offence)
         require(same, by, "a ban with a judgement of something else")
         require(plan.index_of(juror) is not None and juror not in jurors, by, "a ban with a judgement that does not count")
         jurors.add(juror)
-    electorate = max(plan.electorate, group_size(plan.epoch, plan.round_index, accused))
-    require(2 * len(jurors) > electorate, by, f"a ban by {len(jurors)} of {electorate} members")
+    require(2 * len(jurors) > plan.electorate, by, f"a ban by {len(jurors)} of {plan.electorate} members")
+    took_part = _took_part(accused, digest, list(m.statements), opener, by)
+    seen = group_size(plan.epoch, plan.round_index, accused)
+    if 2 * len(jurors) <= seen:
+        raise RemoteRefusal(by, "too-few", f"a ban by {len(jurors)} of the {seen} members that we know of")
+    if not seen and not took_part:
+        raise RemoteRefusal(by, "unproved", "a ban in a round of which we have seen nothing, and nothing shows that its member was in it")
     return plan.epoch
+
+
+def _took_part(accused: PeerId, plan_digest: bytes, statements: list[bytes], opener: Opener, by: PeerId | None) -> bool:
+    """Whether the accused's commitment to the plan is there.
+
+    Raises:
+        RemoteProtocolError: something else is.
+    """
+    if not statements:
+        return False
+    name, _, sealed = statements[0].partition(b"\0")
+    fits = len(statements) == 1 and name == COMMITMENT.encode() and len(sealed) <= MAX_JUDGEMENT_BYTES
+    require(fits, by, "a ban with statements that do not belong to its judgements")
+    signer, payload = opener(COMMITMENT, sealed)
+    named = Commitment.decode(payload, signer).first_plan_digest
+    require(signer == accused and named == plan_digest, by, "a ban with a commitment to something else")
+    return True
 
 
 def read_plan(data: bytes, opener: Opener, by: PeerId | None) -> Plan:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from protocols.errors import RemoteProtocolError, RemoteRefusal
 from protocols.ids import BlockIndex, PeerId
 from protocols.messages import HASH_BYTES, Plan, require
-from protocols.trust.checks import BlockFacts, Figures, drawn_block, suspicious, unverifiable
+from protocols.trust.checks import DOUBTERS, BlockFacts, Figures, drawn_block, suspicious, unverifiable
 from protocols.trust.coin import combine, share_commitment
 from protocols.trust.statements import COIN_TRIES, Check, Commitment
 
@@ -93,15 +93,17 @@ def blocks_to_look_at(
     unknown = {*open_to_doubt, *(block for block in contributors if block not in facts)}
     if not vanishing:
         unknown = set(contributors)
-    suspected = []
+    suspected, doubtful = [], []
     for block in sorted(contributors):
         reporting = [i for i in contributors[block] if i in checks]
         doubted = sum(block in checks[i].doubted for i in reporting)
         figures = [Figures(checks[i].projections[block], checks[i].distances[block]) for i in reporting]
         if 2 * doubted > len(contributors[block]) or (block not in unknown and suspicious(figures, facts[block])):
             suspected.append(block)
+        elif DOUBTERS * doubted > len(contributors[block]):
+            doubtful.append(block)
     drawable = sorted(unknown.difference(suspected))
-    return Looked(tuple(suspected), (drawn_block(coin, drawable),) if drawable else ())
+    return Looked(tuple(suspected), tuple(drawn_block(coin, blocks) for blocks in (drawable, doubtful) if blocks))
 
 
 def fitting_check(plan: Plan, check: Check, coin: bytes, count: int, sender: PeerId) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+import numpy as np
+
 from peers.averaging.auditing import Replayer
 from peers.averaging.averager import Averager
 from peers.averaging.context import AveragingRules, MemberContext
@@ -48,6 +50,7 @@ class SimulatedMembers:
     def __init__(self, count: int, rules: AveragingRules, seed: int, conducts: Mapping[PeerId, Conduct], replayer: Replayer) -> None:
         self._keys = [make_key(number) for number in range(count)]
         self._rules = rules
+        self._seed = seed
         self._network = SimulatedNetwork(seed, _LINK)
         self._conducts = conducts
         self._replayer = replayer
@@ -58,10 +61,13 @@ class SimulatedMembers:
         tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         peers = [PeerId(key.public_key().public_bytes_raw()) for key in self._keys]
         endpoints = {peer: Endpoint(peer, str(peer)) for peer in peers}
+        draw = np.random.default_rng((self._seed, 3)).bytes  # the same coins in every run of a seed
         for key, peer in zip(self._keys, peers, strict=True):
             transport, directory, ledger = SimulatedTransport(self._network, peer), FixedDirectory(peer, endpoints), Ledger()
             conduct = self._conducts.get(peer, HONEST)
-            context = MemberContext(peer, transport, directory, KeyNotary(key), self._rules, tasks, ledger=ledger, conduct=conduct)
+            context = MemberContext(
+                peer, transport, directory, KeyNotary(key), self._rules, tasks, ledger=ledger, conduct=conduct, random_bytes=draw
+            )
             averager = Averager(context, _ignored, replayer=self._replayer)
             await self._stack.enter_async_context(transport.serve(averager.handlers))
             self.members[peer] = Member(peer, averager, directory, ledger)

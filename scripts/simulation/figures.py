@@ -12,6 +12,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from peers.averaging.averager import Averaged, RoundDone
+from scripts.simulation.bans import Bans
 
 Vector = NDArray[np.float32]
 
@@ -94,9 +95,15 @@ def _square_distance(vector: NDArray[Any], mean_D: NDArray[np.float64] | int) ->
 
 
 class Figures:
-    """The whole run."""
+    """The whole run.
 
-    def __init__(self) -> None:
+    Args:
+        bans: of a swarm that verifies.
+    """
+
+    def __init__(self, bans: Bans | None = None) -> None:
+        self.bans = bans
+        self.epochs = 0
         self.trace = Trace()
         self.expected_rounds = 0
         self.completed_rounds = 0
@@ -159,4 +166,5 @@ class Figures:
             "late": self.late,
             "failures": dict(sorted(self.failures.items())),
             "digest": self.trace.digest,
+            **(self.bans.summary() if self.bans else {}),
         }

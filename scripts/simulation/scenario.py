@@ -33,6 +33,9 @@ class Scenario:
         elems: elements of everybody's vector.
         blocks: blocks that it is cut into.
         seed: of all dice.
+        attackers: how many members attack.
+        attacks: what they do, in turn.
+        auditors: drawn in each group of a first round; 0 where nobody verifies.
     """
 
     peers: int
@@ -46,6 +49,9 @@ class Scenario:
     elems: int
     blocks: int
     seed: int
+    attackers: int = 0
+    attacks: tuple[str, ...] = ()
+    auditors: int = 0
 
     def dice(self, kind: str) -> random.Random:
         """Dice of one kind."""
@@ -66,6 +72,11 @@ class Scenario:
         """Enough for the rounds."""
         return -(-self.rounds // len(self.grid.sides))
 
+    @property
+    def all_samples(self) -> float:
+        """Of an epoch."""
+        return sum(map(self.weight, range(self.peers)))
+
     def links(self) -> list[LinkSpec]:
         """Of every member, by number."""
         dice = self.dice("links")
@@ -77,9 +88,16 @@ class Scenario:
             found.append(LinkSpec(latency_s, latency_s * _JITTER, float(int(speed)), self.loss))
         return found
 
-    def contribution(self, epoch: int, member: int) -> NDArray[np.float32]:
-        """What a member brings: from N(0, 1), shape (D,)."""
-        return np.random.default_rng((self.seed, epoch, member)).standard_normal(self.elems, dtype=np.float32)
+    @cached_property
+    def attacking(self) -> dict[int, str]:
+        """What each attacker does, by its number."""
+        chosen = self.dice("attackers").sample(range(self.peers), self.attackers)
+        return {number: self.attacks[i % len(self.attacks)] for i, number in enumerate(chosen)}
+
+    def contribution(self, epoch: int, member: int, samples: float | None = None) -> NDArray[np.float32]:
+        """What a member brings: from N(0, 1), shape (D,). Over other samples than its own it would be another vector."""
+        other = () if samples in (None, self.weight(member)) else (2**16 + int(samples or 0),)
+        return np.random.default_rng((self.seed, epoch, member, *other)).standard_normal(self.elems, dtype=np.float32)
 
     @staticmethod
     def weight(member: int) -> float:

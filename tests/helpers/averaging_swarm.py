@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from peers.averaging.auditing import Replayer
 from peers.averaging.averager import Averaged, Averager, RoundDone
 from peers.averaging.context import AveragingRules, MemberContext
+from peers.averaging.guarding import cannot_replay
 from peers.averaging.trust_rules import TrustRules
 from peers.bandwidth import Bandwidth
+from peers.conduct import HONEST, Conduct
 from peers.interfaces import Endpoint, Transport
 from peers.testing import FixedDirectory, KeyNotary, make_key
 from peers.transport.simulated import LinkSpec, SimulatedNetwork, SimulatedTransport
@@ -20,6 +25,7 @@ from protocols.codecs import codec_named
 from protocols.errors import RoundError
 from protocols.ids import Epoch, PeerId, RunId
 from protocols.messages import Join
+from protocols.trust.ledger import Ledger
 from tests.helpers.swarm_tampering import Tamper, TamperedTransport
 
 RUN = RunId(bytes(range(32)))
@@ -37,6 +43,7 @@ class Member:
     notary: KeyNotary
     closed: list[Epoch]
     rounds: list[RoundDone]
+    ledger: Ledger
 
 
 def rules(
@@ -72,6 +79,8 @@ class SimulatedSwarm:
         tampers: what is done to the messages of some members on their way out.
         clients: members that nobody can dial.
         wrap: what is put around a member's transport.
+        conducts: of members that are not honest.
+        replayer: computes contributions again, for all.
     """
 
     def __init__(
@@ -84,6 +93,8 @@ class SimulatedSwarm:
         tampers: Mapping[int, Tamper] | None = None,
         clients: Sequence[int] = (),
         wrap: Callable[[int, Transport], Transport] = lambda _number, transport: transport,
+        conducts: Mapping[int, Conduct] | None = None,
+        replayer: Replayer = cannot_replay,
     ) -> None:
         self.network = SimulatedNetwork(seed, link or LinkSpec(latency_s=0.02, jitter_s=0.005, bandwidth_bytes_per_s=1e7))
         self.keys = [make_key(number) for number in range(count)]
@@ -91,13 +102,17 @@ class SimulatedSwarm:
         self.members: list[Member] = []
         self._tampers = tampers or {}
         self._clients = clients
+        self._seed = seed
         self._wrap = wrap
+        self._conducts = conducts or {}
+        self._replayer = replayer
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> SimulatedSwarm:
         tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         peers = [PeerId(key.public_key().public_bytes_raw()) for key in self.keys]
         endpoints = {peer: Endpoint(peer, str(peer)) for peer in peers}
+        draw = random.Random(self._seed).randbytes
         undialable = frozenset(peers[number] for number in self._clients)
         for number, (key, peer) in enumerate(zip(self.keys, peers, strict=True)):
             transport = self._wrap(number, SimulatedTransport(self.network, peer))
@@ -105,12 +120,14 @@ class SimulatedSwarm:
                 transport = TamperedTransport(transport, self._tampers[number])
             directory, notary = FixedDirectory(peer, endpoints, undialable), KeyNotary(key)
             dialable, bandwidth = peer not in undialable, self.bandwidth_of(number)
-            context = MemberContext(peer, transport, directory, notary, self.averaging, tasks, dialable=dialable, bandwidth=bandwidth)
+            settings: dict[str, Any] = {"dialable": dialable, "bandwidth": bandwidth, "ledger": Ledger(), "random_bytes": draw}
+            conduct = self._conducts.get(number, HONEST)
+            context = MemberContext(peer, transport, directory, notary, self.averaging, tasks, conduct=conduct, **settings)
             closed: list[Epoch] = []
             rounds: list[RoundDone] = []
-            averager = Averager(context, closed.append, rounds.append)
+            averager = Averager(context, closed.append, rounds.append, self._replayer)
             await self._stack.enter_async_context(transport.serve(averager.handlers))
-            self.members.append(Member(peer, averager, directory, transport, notary, closed, rounds))
+            self.members.append(Member(peer, averager, directory, transport, notary, closed, rounds, settings["ledger"]))
         return self
 
     async def __aexit__(self, *error: object) -> None:

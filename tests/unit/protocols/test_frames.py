@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocols.content import content_hash
 from protocols.errors import RemoteProtocolError
 from protocols.frames import HEARTBEAT, BlockBytes, FrameKind, FrameReader, frames_of
 from protocols.ids import BlockIndex, PeerId
-from protocols.messages import content_hash
 
 SENDER = PeerId(b"s" * 32)
 HEADER = struct.Struct("<BBBBIIIQ")

@@ -50,6 +50,22 @@ def test_other_text_is_not_a_peer(text: str) -> None:
         PeerId.parse(text)
 
 
+@pytest.mark.parametrize("blanks", [" ", "\n", "\t \n"])
+def test_a_peer_has_one_text_form(blanks: str) -> None:
+    text = str(PeerId(bytes(32)))
+    for other in (text + blanks, blanks + text, text[: -len(blanks)] + blanks):
+        with pytest.raises(ValueError, match="not the libp2p id"):
+            PeerId.parse(other)
+
+
+def test_long_text_is_not_read_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading base58 takes seconds from about 64 KiB on."""
+    monkeypatch.setattr("base58.b58decode", lambda text: pytest.fail("it was read"))
+    with pytest.raises(ValueError, match="100000 characters") as caught:
+        PeerId.parse("z" * 100_000)
+    assert len(str(caught.value)) < 200
+
+
 def test_representation_never_shows_the_whole_key() -> None:
     assert len(repr(PeerId(bytes(32)))) < 20
     assert RunId(b"\xab" * 32).short == "abababababab"

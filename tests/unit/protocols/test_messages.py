@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocols.content import block_hash, content_hash, input_hash
 from protocols.errors import RemoteProtocolError
 from protocols.frames import MAX_MEMBERS
 from protocols.ids import MAX_EPOCH, Attempt, BlockIndex, Epoch, PeerId
@@ -27,11 +30,9 @@ from protocols.messages import (
     Plan,
     Report,
     SealedJoin,
-    block_hash,
-    content_hash,
-    input_hash,
     parse,
     plan_from_message,
+    require_hashes,
 )
 from protocols.messages_blocks import BlocksRequest
 from protocols.proto.swarm.v1 import control_pb2 as pb
@@ -177,6 +178,34 @@ def test_an_absurd_plan_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         plan_from_message(plan_message(**changes), MEMBERS, SENDER)
     assert caught.value.peer == SENDER
+
+
+class Uncounted(list[object]):
+    """More than anybody should look at one by one."""
+
+    def __iter__(self) -> Iterator[object]:
+        raise AssertionError("it was read before it was counted")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reduce": Uncounted([None] * 5)},  # of four
+        {"reduce": Uncounted([None] * 4)},  # one is fetched
+        {"absent": Uncounted([None] * 5)},
+        {"fetch": Uncounted([None] * (MAX_BLOCKS + 1)), "block_hashes": Uncounted([b""] * (MAX_BLOCKS + 1))},
+    ],
+)
+def test_a_plans_lists_are_counted_before_they_are_read(changes: dict[str, object]) -> None:
+    plain = plan_message()
+    fields = {field.name: getattr(plain, field.name) for field in plain.DESCRIPTOR.fields}
+    with pytest.raises(RemoteProtocolError, match="too many tasks or absences"):
+        plan_from_message(SimpleNamespace(**{**fields, **changes}), MEMBERS, SENDER)  # type: ignore[arg-type]
+
+
+def test_hashes_are_counted_before_they_are_read() -> None:
+    with pytest.raises(RemoteProtocolError, match="too many"):
+        require_hashes(cast(list[bytes], Uncounted([b""] * (MAX_BLOCKS + 1))), SENDER, may_be_missing=True)
 
 
 @pytest.mark.parametrize("members", [(), (MEMBERS[0], MEMBERS[0]), tuple(member(number) for number in range(MAX_MEMBERS + 1))])

@@ -1,0 +1,67 @@
+"""Lies that statements or everybody's own eyes prove: banned within two epochs, and the result is right all the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from peers.simulation import run_simulated
+from tests.helpers.attack_scene import Played, Scene, aggregate_of, play, right_bytes
+
+EVERYBODY = tuple(range(8))
+SCENE = Scene()
+
+
+def played(attack: str, offence: str) -> Played:
+    return run_simulated(play(attack, SCENE, 3, until=lambda found: found.everybody_bans(offence)), seed=0, limit_s=10000)
+
+
+@pytest.mark.parametrize("attack", ["lying_reducer", "lying_reducer_0.001", "lying_reducer_0.01", "lying_reducer_1"])
+def test_a_false_aggregate_is_put_right_and_its_reducers_are_out(attack):
+    found = played(attack, "reduction")
+    assert found.everybody_bans("reduction")
+    assert found.epochs == 2
+    assert right_bytes(found, aggregate_of(EVERYBODY), epoch=1)
+
+
+@pytest.mark.parametrize(("attack", "offence"), [("two_faced_reducer", "equivocation"), ("equivocate", "equivocation")])
+def test_two_statements_where_one_is_due_convict_their_signer(attack, offence):
+    found = played(attack, offence)
+    assert found.everybody_bans(offence)
+    assert found.epochs == 2
+    assert right_bytes(found, aggregate_of(EVERYBODY), epoch=1)
+
+
+def test_whoever_keeps_back_its_share_of_the_coin_is_out_and_the_coin_goes_on():
+    found = played("withhold_coin", "withheld-coin")
+    assert found.everybody_bans("withheld-coin")
+    assert found.epochs <= 3
+    assert right_bytes(found, aggregate_of(EVERYBODY), epoch=1)
+
+
+def test_whoever_accuses_honest_members_is_out_though_a_bare_majority_is_honest():
+    found = played("false_accuser", "false-accusation")
+    assert found.everybody_bans("false-accusation")
+    assert found.epochs == 2
+    assert right_bytes(found, aggregate_of(EVERYBODY), epoch=1)
+
+
+@pytest.mark.parametrize("attack", ["nan", "replay", "forge"])
+def test_what_breaks_the_protocol_towards_most_of_a_group_is_left_out_and_banned(attack):
+    found = played(attack, "malformed")
+    assert found.everybody_bans("malformed")
+    assert found.epochs == 2
+    held = found.results[1]
+    assert len(held) == len(SCENE.honest)
+    assert len({vector_D.numpy().tobytes() for vector_D in held}) == 1
+
+
+def test_a_million_samples_are_a_claim_that_nobody_believes():
+    found = played("wrong_weight", "absurd-claim")
+    assert found.everybody_bans("absurd-claim")
+    assert found.epochs <= 3
+
+
+def test_an_epoch_far_beyond_the_swarm_is_a_claim_that_nobody_believes():
+    found = played("huge_epoch", "absurd-claim")
+    assert found.everybody_bans("absurd-claim")
+    assert found.epochs <= 3
