@@ -79,17 +79,17 @@ def test_a_block_that_more_than_half_doubt_is_looked_at() -> None:
     assert looked(doubting, vanishing=False).suspected == (BlockIndex(2),)
 
 
-def test_one_of_the_blocks_that_more_than_a_quarter_doubt_is_drawn() -> None:
-    def doubted_by(*members: int) -> dict[int, Check]:
-        doubts = (BlockIndex(1), BlockIndex(2))
-        return {member: replace(found, doubted=doubts if member in members else ()) for member, found in VANISHING.items()}
+def test_of_the_blocks_that_anybody_doubts_one_is_drawn_with_a_lot_for_each_doubt() -> None:
+    def doubted(found: Check, member: int) -> Check:
+        return replace(found, doubted=tuple(map(BlockIndex, {0: (1, 2), 1: (2,)}.get(member, ()))))
 
-    assert looked(doubted_by(0)) == Looked((), ())
-    found = looked(doubted_by(0, 1))
-    assert found.suspected == ()
-    assert len(found.drawn) == 1
-    assert found.drawn[0] in (1, 2)
-    assert looked(doubted_by(0, 1, 2)) == Looked((BlockIndex(1), BlockIndex(2)), ())
+    found = {member: doubted(item, member) for member, item in VANISHING.items()}
+    coins = [bytes([number]) * 32 for number in range(200)]
+    drawn = [blocks_to_look_at(EVERYBODY, found, FACTS, coin, vanishing=True) for coin in coins]
+    assert all(not item.suspected and len(item.drawn) == 1 for item in drawn)
+    often = sum(item.drawn == (BlockIndex(2),) for item in drawn)
+    assert 110 < often < 155  # two lots of three
+    assert sum(item.drawn == (BlockIndex(1),) for item in drawn) == 200 - often
 
 
 def test_a_suspected_block_is_not_drawn_besides() -> None:
