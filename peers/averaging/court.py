@@ -27,6 +27,7 @@ from protocols.trust.ledger import (
     ban_by_judgements,
     ban_by_statements,
     check_ban,
+    majority,
 )
 from protocols.trust.offences import Offence
 from protocols.trust.statements import JUDGEMENT, Charge
@@ -72,7 +73,7 @@ class Court:
         group_size: GroupSize,
         commitment_of: CommitmentOf,
         on_ban: Callable[[Ban], None],
-        quorum: Quorum,
+        quorum: Quorum = majority,
     ) -> None:
         self._context = context
         self._commitment_of = commitment_of

@@ -31,12 +31,6 @@ _HOEFFDING = 8.0
 _ROUNDING = 1e-5
 """Of norms: what fp32 folds, fp32 dot products and an iteration that stops at 1e-6 of the radius may leave."""
 
-DOUBTERS = 4
-"""Verification 3: a block that most of its contributors doubt is looked at; of those that more than one in so many doubts, one is. Fewer
-than half of the members lie, so a false result must suit most of the honest ones to go unseen, and what suits fewer is found by and by.
-Noise alone makes a quarter doubt now and then, and looking at a block costs the parts of all its contributors, hence one. To doubt what
-one's own part does not doubt is a false check."""
-
 _DOUBTFUL = 1e-3
 """Of lengths: so close to the limit either word is right."""
 
@@ -196,7 +190,10 @@ def doubts(distance: float, part_norm: float) -> bool:
     """Verification 3, one contributor's vote: nothing at all would be closer to its part than this result.
 
     A mean holds some of every part in it, so it is closer to nearly all of them than zero is, however noisy they are: `|g - v| < |g|` where
-    `2 <g, v> > |v|^2`. What is turned against most parts, or is mostly noise of its own, is not.
+    `2 <g, v> > |v|^2`. What is turned against most parts, or is mostly noise of its own, is not. A block that most contributors doubt is
+    looked at; of the others one is drawn, with a lot for each doubt, because noise alone makes some doubt and looking costs the parts of
+    all. So those who lie together are found by and by, however many honest members they please. To doubt what one's own part does not
+    doubt, or the reverse, is a false check.
     """
     return distance > part_norm
 
