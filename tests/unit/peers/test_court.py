@@ -26,6 +26,7 @@ from protocols.trust.ledger import ABSURD_AHEAD, MAX_JUDGEMENT_BYTES, Ban, Quoru
 from protocols.trust.offences import Offence
 from protocols.trust.statements import COMMITMENT, JUDGEMENT, Charge
 from tests.helpers.averaging_swarm import rules
+from tests.helpers.transport_worlds import pass_time
 from tests.helpers.trust_values import (
     EPOCH,
     NOTARIES,
@@ -160,7 +161,7 @@ def test_all_are_told_what_one_has_found_and_all_end_with_the_ban() -> None:
         for seat in seats[:3]:
             seat.court.judge(PLAN.digest, PEERS[VICTIM], GUILTY)
             seat.court.judge(PLAN.digest, PEERS[VICTIM], GUILTY)
-        await asyncio.sleep(1.0)
+        await pass_time(1.0)
         assert [seat.banned(VICTIM) for seat in seats[:VICTIM]] == [True] * VICTIM
         assert seats[3].calls.count(JUDGE) == 3
         assert all(len(seat.bans) == 1 for seat in seats[:VICTIM])
@@ -197,7 +198,7 @@ def test_nobody_judges_itself_or_in_a_round_that_it_was_not_in() -> None:
     async def scene(seats: list[Seat]) -> None:
         seats[1].court.judge(PLAN.digest, PEERS[1], GUILTY)
         seats[0].court.judge(PLAN.digest, PEERS[VICTIM], GUILTY)
-        await asyncio.sleep(1.0)
+        await pass_time(1.0)
         assert all(not seat.calls for seat in seats[:VICTIM])
 
     play(scene, in_round=(1, 2, 3))
@@ -249,11 +250,11 @@ def test_a_ban_is_told_to_all_whom_one_meets_and_they_believe_it() -> None:
             await seats[0].hears(JUDGE, judgement(juror))
         later = signed_plan([0, 5, 6], epoch=Epoch(EPOCH + 1))
         seats[0].court.open_round(later)
-        await asyncio.sleep(1.0)
+        await pass_time(1.0)
         assert seats[5].banned(VICTIM)
         assert seats[6].banned(VICTIM)
         seats[0].court.open_round(signed_plan([0, 5, 7], epoch=Epoch(EPOCH + 3)))
-        await asyncio.sleep(1.0)
+        await pass_time(1.0)
         assert seats[5].calls.count(BAN) == 1
         assert not seats[7].calls  # by then it is in everybody's ledger
 
@@ -294,7 +295,7 @@ def test_many_bans_at_once_are_told_in_calls_that_are_short_enough(monkeypatch: 
     async def scene(seats: list[Seat]) -> None:
         await seats[0].hears(BAN, page_of(1, 2, 3, 4))
         seats[0].court.open_round(signed_plan([0, 5], epoch=Epoch(EPOCH + 1)))
-        await asyncio.sleep(1.0)
+        await pass_time(1.0)
         assert all(seats[5].banned(number) for number in range(1, COUNT))
         assert seats[5].calls.count(BAN) == 2
 
@@ -348,7 +349,7 @@ def test_two_commitments_convict_at_once_and_one_does_not() -> None:
         seats[0].court.convict(PEERS[1], Offence.EQUIVOCATION, [(COMMITMENT, one), (COMMITMENT, one)])
         assert not seats[0].banned(1)
         seats[0].court.convict(PEERS[1], Offence.EQUIVOCATION, [(COMMITMENT, one), (COMMITMENT, other)])
-        await asyncio.sleep(1.0)
+        await pass_time(1.0)
         assert all(seats[number].banned(1) for number in (0, 2, 3, 4))
 
     play(scene, group_size=0)
