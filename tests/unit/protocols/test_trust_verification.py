@@ -79,17 +79,17 @@ def test_a_block_that_more_than_half_doubt_is_looked_at() -> None:
     assert looked(doubting, vanishing=False).suspected == (BlockIndex(2),)
 
 
-def test_of_the_blocks_that_anybody_doubts_one_is_drawn_with_a_lot_for_each_doubt() -> None:
-    def doubted(found: Check, member: int) -> Check:
-        return replace(found, doubted=tuple(map(BlockIndex, {0: (1, 2), 1: (2,)}.get(member, ()))))
+def test_of_the_blocks_that_some_doubt_one_is_drawn_with_a_lot_for_each_doubt() -> None:
+    def doubting(*blocks_of_members: tuple[int, ...]) -> dict[int, Check]:
+        return {i: replace(VANISHING[i], doubted=tuple(map(BlockIndex, blocks))) for i, blocks in enumerate(blocks_of_members)}
 
-    found = {member: doubted(item, member) for member, item in VANISHING.items()}
-    coins = [bytes([number]) * 32 for number in range(200)]
-    drawn = [blocks_to_look_at(EVERYBODY, found, FACTS, coin, vanishing=True) for coin in coins]
-    assert all(not item.suspected and len(item.drawn) == 1 for item in drawn)
-    often = sum(item.drawn == (BlockIndex(2),) for item in drawn)
-    assert 110 < often < 155  # two lots of three
-    assert sum(item.drawn == (BlockIndex(1),) for item in drawn) == 200 - often
+    assert looked(doubting((), (), (1,), ())) == Looked((), (BlockIndex(1),))
+    assert looked(doubting((0, 1), (0, 1), (0, 1), ())) == Looked((BlockIndex(0), BlockIndex(1)), ())
+    found = doubting((1, 2), (2,), (), ())
+    drawn = [blocks_to_look_at(EVERYBODY, found, FACTS, number.to_bytes(4, "little") * 8, vanishing=True).drawn for number in range(900)]
+    assert {len(blocks) for blocks in drawn} == {1}
+    assert 240 < drawn.count((BlockIndex(1),)) < 360
+    assert drawn.count((BlockIndex(0),)) == 0
 
 
 def test_a_suspected_block_is_not_drawn_besides() -> None:
