@@ -175,7 +175,6 @@ class Roster:
             and progress.phase != "leaving"
             and abs(progress.epoch - self._held_at(progress.time, epoch)) <= 1
             and peer in self.presences
-            and peer not in self._ledger
         }
         everybody = frozenset(fellows | holders)
         dialable = frozenset(peer for peer in everybody if self.endpoint(peer) is not None)

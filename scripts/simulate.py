@@ -37,6 +37,10 @@ from scripts.simulation.swarm import SimulatedSwarm
 
 ATTACKS = (*PROTOCOL_ATTACKS, *VECTOR_ATTACKS)
 """Of `--attack`."""
+UNPROVABLE = ("two_faced_unsigned", "selective_silence", "replay", "forge")
+"""What these do is seen by those alone to whom it is done. In a grid that is a few of a group, whose word proves nothing to the others:
+what such attackers send is not used, and they stay. Attackers do all others by default."""
+PROVABLE = tuple(name for name in ATTACKS if name not in UNPROVABLE)
 MOST = 1e6
 """Milliseconds, or Mbit/s."""
 MOST_PEERS = 100_000
@@ -148,7 +152,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=4, help="blocks that a vector is cut into")
     parser.add_argument("--seed", type=int, default=7, help="of everything random")
     parser.add_argument("--attackers", type=float, default=0.0, help="members that attack: a share below 1, or a number")
-    parser.add_argument("--attack", action="append", choices=ATTACKS, help="what they do, in turn; all attacks by default")
+    parser.add_argument("--attack", action="append", choices=ATTACKS, help="what they do, in turn; all that can be proved by default")
     parser.add_argument("--auditors", type=int, default=8, help="members of each first group that replay another's contribution")
     parser.add_argument("--verify", action=argparse.BooleanOptionalAction, default=None, help="verify rounds; by default with attackers")
     parser.add_argument("--json", action="store_true", help="end standard output with one JSON object on a line")
@@ -176,7 +180,7 @@ def scenario_of(options: argparse.Namespace) -> Scenario:
     auditors = options.auditors if options.verify else 0
     return Scenario(
         options.peers, options.rounds, options.crash_rate, options.loss, options.rtt_ms, options.mbit, options.clients, options.max_group,
-        options.kib * 256, options.blocks, options.seed, attackers, tuple(options.attack or ATTACKS), auditors,
+        options.kib * 256, options.blocks, options.seed, attackers, tuple(options.attack or PROVABLE), auditors,
     )  # fmt: skip
 
 

@@ -12,12 +12,13 @@ from peers.attacks.ring import Attacker
 from protocols.content import block_hash, content_hash
 from protocols.frames import BlockBytes
 from protocols.ids import BlockIndex, PeerId
-from protocols.trust.checks import DOUBTERS, figures_of
+from protocols.trust.checks import figures_of
 from protocols.trust.statements import Check, Reduction
 
 LIE = -10.0
 """What the plain lying reducer multiplies a block with."""
 
+_DOUBTERS = 4  # no more than one in so many of all contributors shall doubt a false block
 _PLEASING = 0.4
 _LONGEST_PUSH, _SHORTER = 3.0, 0.9
 
@@ -128,7 +129,7 @@ class Collude(Attacker):
 
     def _undoubted(self, honest_GE: torch.Tensor) -> torch.Tensor:
         """Against as many honest parts as may doubt a block before it is looked at."""
-        doubters = min(len(self.ring.vectors) // DOUBTERS, len(honest_GE) - 1)
+        doubters = min(len(self.ring.vectors) // _DOUBTERS, len(honest_GE) - 1)
         pleased_E, others_E = honest_GE[doubters:].mean(dim=0), honest_GE[:doubters].sum(dim=0) / max(doubters, 1)
         push = _LONGEST_PUSH
         while True:

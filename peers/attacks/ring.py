@@ -44,8 +44,9 @@ class Ring:
 
     def direction(self, elems: int) -> torch.Tensor:
         """A random one of length 1."""
-        drawn_E = torch.from_numpy(self.rng.standard_normal(elems, dtype=np.float32))
-        return drawn_E / drawn_E.norm()
+        drawn_E: torch.Tensor = torch.from_numpy(self.rng.standard_normal(elems, dtype=np.float32))
+        length = float(drawn_E.norm())
+        return drawn_E.div_(length)
 
 
 class Attacker(Conduct):

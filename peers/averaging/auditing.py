@@ -189,7 +189,7 @@ class Auditing:
         start, stop = case.evidence.blocks.span(block)
         part_E = self._context.rules.codec.open(data, stop - start)
         found = figures_of(part_E, case.result.averaged_D[start:stop], check.coin, block)
-        false_doubt = doubt_differs(block in check.doubted, found)
+        false_doubt = not case.plan.round_index and doubt_differs(block in check.doubted, found, margin)
         return false_doubt or figures_differ(Figures(check.projections[block], check.distances[block]), found, margin)
 
     def _charge(self, case: Case, member: int, offence: Offence, block: BlockIndex) -> Charge:

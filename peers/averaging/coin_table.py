@@ -113,7 +113,8 @@ class CoinTable:
 
     async def look_for(self, shown: pb.Coin, leader: PeerId) -> list[pb.MemberShare]:
         """Ask everybody whom a leader misses for the share ourselves; whoever lives and shows it to nobody is to blame."""
-        inside = all(member < len(self._plan.members) for member in shown.missing) and shown.attempt + 1 < COIN_TRIES
+        once = len(set(shown.missing)) == len(shown.missing)  # or one word of a leader would have everybody call somebody without end
+        inside = once and all(member < len(self._plan.members) for member in shown.missing) and shown.attempt + 1 < COIN_TRIES
         require(inside and shown.attempt >= self.highest_attempt, leader, "a coin that misses nobody we know, or out of turn")
         require(self._me not in shown.missing, leader, "it says that our share is missing, and has it")
         found = await asyncio.gather(*(self.ask_for_share(member, shown.attempt) for member in shown.missing))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from peers.averaging.context import MemberContext
 from peers.interfaces import Endpoint
@@ -16,7 +17,17 @@ from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal
 from protocols.ids import PUBLIC_KEY_BYTES, Epoch, PeerId
 from protocols.messages import Plan, SealedJoin, parse, require
 from protocols.proto.swarm.v1 import trust_pb2 as pb
-from protocols.trust.ledger import ABSURD_AHEAD, MAX_BAN_BYTES, MAX_JUDGEMENT_BYTES, Ban, ban_by_judgements, ban_by_statements, check_ban
+from protocols.trust.ledger import (
+    ABSURD_AHEAD,
+    MAX_BAN_BYTES,
+    MAX_JUDGEMENT_BYTES,
+    Ban,
+    Quorum,
+    ban_by_judgements,
+    ban_by_statements,
+    check_ban,
+    majority,
+)
 from protocols.trust.offences import Offence
 from protocols.trust.statements import JUDGEMENT, Charge
 
@@ -44,10 +55,19 @@ class Court:
         group_size: see `GroupSize`.
         commitment_of: see `CommitmentOf`.
         on_ban: called once for each new ban.
+        quorum: how many jurors a ban takes.
     """
 
-    def __init__(self, context: MemberContext, group_size: GroupSize, commitment_of: CommitmentOf, on_ban: Callable[[Ban], None]) -> None:
+    def __init__(
+        self,
+        context: MemberContext,
+        group_size: GroupSize,
+        commitment_of: CommitmentOf,
+        on_ban: Callable[[Ban], None],
+        quorum: Quorum = majority,
+    ) -> None:
         self._context = context
+        self._quorum = quorum
         self._commitment_of = commitment_of
         self._group_size = group_size
         self._on_ban = on_ban
@@ -99,7 +119,7 @@ class Court:
         """A member's own signed statements prove it guilty: no judgement is needed."""
         proof = ban_by_statements(accused, offence, statements)
         try:
-            ban = check_ban(proof, self._context.notary.open_old, self.epoch, self._group_size, None)
+            ban = check_ban(proof, self._context.notary.open_old, self.epoch, self._group_size, None, self._quorum)
         except RemoteProtocolError as error:
             log.info("no proof against %s: %s", accused.short, error)
             return
@@ -122,7 +142,7 @@ class Court:
         words.setdefault(juror, sealed)
         _, accused, offence = key
         electorate = max(plan.electorate, self._group_size(plan.epoch, plan.round_index, accused))
-        if 2 * len(words) > electorate and not self.is_banned(accused):
+        if len(words) >= self._quorum(plan.epoch, electorate) and not self.is_banned(accused):
             commitment = self._commitment_of(plan.digest, accused)
             if commitment is not None and len(commitment) > MAX_JUDGEMENT_BYTES:
                 commitment = None
@@ -136,7 +156,7 @@ class Court:
         if not self._take(ban):
             return False
         if endpoint:
-            self._context.tasks.create_task(self._call(endpoint, BAN, ban.proof), name=f"ban shown to {ban.accused.short}")
+            self._context.tasks.create_task(self._call(endpoint, BAN, _page([ban])), name=f"ban shown to {ban.accused.short}")
         return True
 
     def _take(self, ban: Ban) -> bool:
@@ -153,11 +173,18 @@ class Court:
         """Show fresh bans to whoever we meet: through the groups of an epoch they reach everybody."""
         fresh = [ban for peer in self._fresh if (ban := self._context.ledger.of(peer))]
         for peer in dict.fromkeys(peers) if fresh else ():  # in an order that does not depend on the process
-            for ban in fresh:
-                told = self._told.setdefault(ban.accused, set())
-                if peer not in told:
-                    told.add(peer)
-                    self._tell([peer], BAN, ban.proof)
+            news = [ban for ban in fresh if peer not in self._told.setdefault(ban.accused, set())]
+            endpoint = self._context.directory.endpoint(peer)
+            if news and peer != self._context.me and endpoint:
+                self._context.tasks.create_task(self._tell_bans(endpoint, news), name=f"bans to {peer.short}")
+
+    async def _tell_bans(self, endpoint: Endpoint, bans: list[Ban]) -> None:
+        """All in one call. Whoever does not hear it is told again when we meet the next time."""
+        for ban in bans:
+            self._told[ban.accused].add(endpoint.peer)
+        if not await self._call(endpoint, BAN, _page(bans)):
+            for ban in bans:
+                self._told[ban.accused].discard(endpoint.peer)
 
     def _tell(self, peers: Iterable[PeerId], method: str, message: bytes) -> None:
         for peer in peers:
@@ -165,11 +192,14 @@ class Court:
             if peer != self._context.me and endpoint:
                 self._context.tasks.create_task(self._call(endpoint, method, message), name=f"{method} to {peer.short}")
 
-    async def _call(self, endpoint: Endpoint, method: str, message: bytes) -> None:
+    async def _call(self, endpoint: Endpoint, method: str, message: bytes) -> bool:
+        """Whether it was heard."""
         try:
             await self._context.transport.call(endpoint, method, message, timeout_s=self._context.rules.stall_timeout_s)
         except RemoteError as error:
             log.debug("%s not heard: %s", method, error)
+            return False
+        return True
 
     # What others say
 
@@ -186,7 +216,10 @@ class Court:
         return b""
 
     async def _on_ban_told(self, sender: PeerId, request: bytes) -> bytes:
-        await self.learn([request], sender)
+        bans = parse(pb.LedgerPage, request, sender).bans
+        await self.learn(bans, sender)
+        for proof in bans:  # whoever tells us need not be told
+            self._told.setdefault(self._accused_of(proof, sender), set()).add(sender)
         return b""
 
     async def learn(self, proofs: Iterable[bytes], by: PeerId) -> None:
@@ -198,20 +231,13 @@ class Court:
         for proof in proofs:
             if self._accused_of(proof, by) not in self._context.ledger:
                 try:
-                    await self._learn(proof, self._group_size, by)
+                    await self._learn(proof, self._group_size, by, self._quorum)
                 except RemoteRefusal as error:
                     log.info("ban not taken over: %s", error)
 
-    async def recall(self, proofs: Iterable[bytes]) -> None:
-        """Take in the bans that we knew before we were started: we have seen those epochs. What proves nothing any more is passed over."""
-        for proof in proofs:
-            try:
-                await self._learn(proof, lambda _epoch, _round, _member: 1, self._context.me)
-            except RemoteError as error:
-                log.warning("a ban of ours proves nothing any more: %s", error)
-
-    async def _learn(self, proof: bytes, group_size: GroupSize, by: PeerId) -> None:
-        self._take(await self._context.heavy(lambda: check_ban(proof, self._context.notary.open_old, self.epoch, group_size, by)))
+    async def _learn(self, proof: bytes, group_size: GroupSize, by: PeerId, quorum: Quorum) -> None:
+        check = partial(check_ban, proof, self._context.notary.open_old, self.epoch, group_size, by, quorum)
+        self._take(await self._context.heavy(check))
 
     @staticmethod
     def _accused_of(proof: bytes, by: PeerId) -> PeerId:
@@ -252,3 +278,7 @@ class Court:
             more, reached = page.more and last > reached, max(last, reached)
             await self.learn(page.bans, peer)
             offset += len(page.bans)
+
+
+def _page(bans: Iterable[Ban]) -> bytes:
+    return pb.LedgerPage(bans=[ban.proof for ban in bans]).SerializeToString()

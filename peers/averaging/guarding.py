@@ -21,10 +21,10 @@ from protocols.grid import Placement
 from protocols.ids import Epoch, PeerId
 from protocols.messages import Commit, Plan, SealedJoin
 from protocols.trust.certifying import CertifiedResult, check_certificate
-from protocols.trust.ledger import Ban
+from protocols.trust.ledger import Ban, majority, two_thirds
 from protocols.trust.statements import Commitment
 
-_REMEMBERED_PLACEMENTS = 4
+_REMEMBERED_PLACEMENTS = 16
 
 
 async def cannot_replay(_replay: Replay) -> torch.Tensor | None:
@@ -51,7 +51,7 @@ class Guarding:
         self._placed_since: dict[PeerId, Epoch] = {}
         self._first_epoch: Epoch | None = None
         self.on_ban: Callable[[Ban], None] = lambda ban: None
-        self.court = Court(context, self._group_size, self._commitment_of, self._banned)
+        self.court = Court(context, self._group_size, self._commitment_of, self._banned, self._quorum)
         self.verified = VerifiedRounds(context, rounds, self.court, blame)
         self.auditing = Auditing(context, self.verified, self.court, replayer)
         self.guards = Guards({**self.court.calls, **self.auditing.calls}, self.court.check_join)
@@ -78,6 +78,11 @@ class Guarding:
             return sum(member not in self._context.ledger for member in placement.group(peer, index))
         except KeyError:
             return 0
+
+    def _quorum(self, epoch: Epoch, electorate: int) -> int:
+        """Of the jurors of one group; by the number of groups as we see it, or as we see it now where we have seen nothing of an epoch."""
+        placement = self._placements.get(epoch) or next(reversed(self._placements.values()), None)
+        return two_thirds(epoch, electorate) if placement and placement.rounds > 1 else majority(epoch, electorate)
 
     def _commitment_of(self, first_plan_digest: bytes, peer: PeerId) -> bytes | None:
         evidence, verifying = self._rounds.evidence.peek(first_plan_digest), self._rounds.verifyings.peek(first_plan_digest)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from protocols.aggregation import Aggregator, aggregator_named
+from protocols.aggregation.clipping import CenteredClip
+from protocols.aggregation.coordinatewise import TrimmedMean
+from protocols.aggregation.krum import Krum, MultiKrum
 from protocols.errors import ConfigError
 from protocols.runspec import TrustSection
 
@@ -31,25 +34,32 @@ class TrustRules:
     def aggregator_of(self, parts: int, first_plan_digest: bytes) -> Aggregator:
         """The rule for a block of so many parts in a round; the same on every member.
 
-        Where parts are too few for the rule, it assumes fewer liars among them, and of one or two parts it makes the mean.
+        The rule sees buckets, and each liar may spoil one. Where they are too few for the rule, it assumes fewer liars among them, and of
+        one or two parts or buckets krum makes the mean. Multi-krum averages as many as its guarantee allows.
         """
         settings: dict[str, int] = {}
-        liars = int(self.byzantine_fraction * parts)
-        if self.aggregator in ("krum", "multi_krum"):
-            if parts < _LEAST_FOR_KRUM:
+        bucket = min(self.bucket, parts)
+        seen, liars = -(-parts // bucket), int(self.byzantine_fraction * parts)
+        if self.aggregator in (Krum.name, MultiKrum.name):
+            if seen < _LEAST_FOR_KRUM:
                 return aggregator_named("mean")
-            settings["byzantine"] = min(liars, (parts - _LEAST_FOR_KRUM) // 2)
-        if self.aggregator == "multi_krum":
-            settings["keep"] = parts - settings["byzantine"] - 2  # as many as its guarantee allows
-        if self.aggregator == "trimmed_mean":
-            settings["trim"] = min(liars, (parts - 1) // 2)
+            settings["byzantine"] = min(liars, (seen - _LEAST_FOR_KRUM) // 2)
+        if self.aggregator == MultiKrum.name:
+            settings["keep"] = seen - settings["byzantine"] - 2
+        if self.aggregator == TrimmedMean.name:
+            settings["trim"] = min(liars, (seen - 1) // 2)
         seed = blake3(_BUCKET_DOMAIN + first_plan_digest).digest()
-        return aggregator_named(self.aggregator, bucket=min(self.bucket, parts), seed=seed, **settings)
+        return aggregator_named(self.aggregator, bucket=bucket, seed=seed, **settings)
+
+    @property
+    def clips(self) -> bool:
+        """Whether reducers state a radius that they have observed."""
+        return self.aggregator == CenteredClip.name
 
     @property
     def vanishing(self) -> bool:
         """Whether clipped differences from the aggregate cancel, so that sums of projections can be checked (`Aggregator.vanishing`)."""
-        return self.aggregator_of(_LEAST_FOR_KRUM, b"").vanishing
+        return self.aggregator_of(_LEAST_FOR_KRUM * self.bucket, b"").vanishing
 
 
 _EPOCHS_WORTH = 4

@@ -42,23 +42,26 @@ class Case:
         plan: of the last attempt.
         result: as agreed on.
         verified: coin and checks; None if nobody led the verification through.
+        agreed: names the result that the group had agreed on.
         put_right: blocks of the result that the group had agreed on otherwise.
-        ended_s: when, on the event loop's clock.
         liars: members that had reported false figures of blocks that were looked at, by index.
+        ended_s: when, on the event loop's clock.
     """
 
     evidence: Evidence
     plan: Plan
     result: RoundResult
     verified: Verified | None
+    agreed: bytes
     put_right: set[BlockIndex] = field(default_factory=set)
-    ended_s: float = 0.0
     liars: set[int] = field(default_factory=set)
+    ended_s: float = 0.0
 
     @property
     def checks(self) -> dict[int, Check]:
-        """What members reported, by index."""
-        return {i: check for i, (_, check) in self.verified.checks.items()} if self.verified else {}
+        """What members reported of the result that we hold, by index. Whoever speaks of another one says nothing about this."""
+        reported = self.verified.checks if self.verified else {}
+        return {i: check for i, (_, check) in reported.items() if check.result_hash == self.agreed}
 
     def certificate(self) -> tuple[bytes, ...]:
         """Sealed checks of those who hold our result: they vouch for it in the next round."""
@@ -112,8 +115,8 @@ class VerifiedRounds:
         last_plan, result, commit = await average_by_plan(self._context, self._rounds, plan, own_D, self._blame, evidence)
         verifying = Verifying(self._context, evidence, last_plan, self._hooks(evidence, last_plan, result), self._rounds.usual_exchange_s)
         self._rounds.verifyings.put(evidence.digest, verifying)
-        verified = await verifying.run()
-        case = Case(evidence, last_plan, result, verified, ended_s=asyncio.get_running_loop().time())
+        agreed, verified = input_hash(result.contents, evidence.digest), await verifying.run()
+        case = Case(evidence, last_plan, result, verified, agreed, ended_s=asyncio.get_running_loop().time())
         self.cases[evidence.digest] = case
         self._concluded.put(evidence.digest, case)
         if case.verified is None:
@@ -128,7 +131,9 @@ class VerifiedRounds:
 
     def _forget(self, now: Epoch) -> None:
         """What nobody asks about any more."""
-        latest_s = asyncio.get_running_loop().time() - AUDIT_WITHIN_S
+        trust = self._context.rules.trust
+        audited = trust is not None and trust.auditors > 0
+        latest_s = asyncio.get_running_loop().time() - (AUDIT_WITHIN_S if audited else 0.0)
         for digest in [
             digest
             for digest, case in self.cases.items()
@@ -195,6 +200,7 @@ class VerifiedRounds:
     def _suspects(self, case: Case) -> Looked:
         """Runs in the pool."""
         evidence, plan, result, codec = case.evidence, case.plan, case.result, self._context.rules.codec
+        trust = self._context.rules.trust
         contributors = {block: contributors_in(plan, mask) or () for block, mask in result.masks.items()}
         facts = {}
         for block, members in contributors.items():
@@ -205,8 +211,8 @@ class VerifiedRounds:
             result_E = result.averaged_D[start:stop]
             weights_G = tuple(plan.weights[i] for i in members)
             radius = stated[1] if not plan.round_index else math.inf
-            facts[block] = BlockFacts(weights_G, radius, block_norm(result_E), codec_error(codec, result_E))
-        trust = self._context.rules.trust
+            clipped = not plan.round_index and trust is not None and trust.clips
+            facts[block] = BlockFacts(weights_G, radius, block_norm(result_E), codec_error(codec, result_E), clipped)
         vanishing = bool(plan.round_index) or (trust is not None and trust.vanishing)
         return blocks_to_look_at(contributors, case.checks, facts, case.evidence.coin, vanishing=vanishing)
 

@@ -31,14 +31,14 @@ _HOEFFDING = 8.0
 _ROUNDING = 1e-5
 """Of norms: what fp32 folds, fp32 dot products and an iteration that stops at 1e-6 of the radius may leave."""
 
-DOUBTERS = 4
-"""Verification 3: a block that most of its contributors doubt is looked at; of those that more than one in so many doubts, one is. Fewer
-than half of the members lie, so a false result must suit most of the honest ones to go unseen, and what suits fewer is found by and by.
-Noise alone makes a quarter doubt now and then, and looking at a block costs the parts of all its contributors, hence one. To doubt what
-one's own part does not doubt is a false check."""
-
 _DOUBTFUL = 1e-3
 """Of lengths: so close to the limit either word is right."""
+
+LEAST_RADIUS_SHARE, MOST_RADIUS_SHARE = 0.25, 2.0
+"""A radius of clipping is the distance within which more than half of the parts lie around the most central one. Those who lie within m of
+the result lie within 2 m of each other, so it is at most 2 m. And the result lies within 2.9 radii of the most central part, if 33 of 64
+are around that, and nearer in smaller groups: so m is at most 4 radii. A reducer could state a radius so short that whatever it returns
+leaves a sum of next to nothing."""
 
 _SIGN_TABLE = (1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).astype(np.float32)
 _ROW_ELEMS = 2**12
@@ -138,12 +138,14 @@ class BlockFacts:
         radius: of clipping; infinite where nothing is clipped.
         norm: of the block.
         codec_error: `codec_error` of the block.
+        clipped: whether the radius must be one that CenteredClip observes (`LEAST_RADIUS_SHARE`).
     """
 
     weights_G: tuple[float, ...]
     radius: float
     norm: float
     codec_error: float
+    clipped: bool = False
 
 
 def codec_error(codec: Codec, result_E: torch.Tensor) -> float:
@@ -174,21 +176,31 @@ def tolerance(figures_G: Sequence[Figures], facts: BlockFacts) -> float:
 
 def suspicious(figures_G: Sequence[Figures], facts: BlockFacts) -> bool:
     """Verification 2 of one block, given the figures of all its contributors."""
-    return residual(figures_G, facts) > tolerance(figures_G, facts)
+    return residual(figures_G, facts) > tolerance(figures_G, facts) or (facts.clipped and not _fits(facts, figures_G))
+
+
+def _fits(facts: BlockFacts, figures_G: Sequence[Figures]) -> bool:
+    """Whether a stated radius can be that of these distances. Fewer than half of them, false ones, only move m among the others."""
+    majority = sorted(f.distance for f in figures_G)[len(figures_G) // 2]
+    slack = facts.codec_error + _ROUNDING * (facts.norm + majority) + 1e-30
+    return LEAST_RADIUS_SHARE * (majority - slack) <= facts.radius <= MOST_RADIUS_SHARE * (majority + slack)
 
 
 def doubts(distance: float, part_norm: float) -> bool:
     """Verification 3, one contributor's vote: nothing at all would be closer to its part than this result.
 
     A mean holds some of every part in it, so it is closer to nearly all of them than zero is, however noisy they are: `|g - v| < |g|` where
-    `2 <g, v> > |v|^2`. What is turned against most parts, or is mostly noise of its own, is not.
+    `2 <g, v> > |v|^2`. What is turned against most parts, or is mostly noise of its own, is not. A block that most contributors doubt is
+    looked at; of the others one is drawn, with a lot for each doubt, because noise alone makes some doubt and looking costs the parts of
+    all. So those who lie together are found by and by, however many honest members they please. To doubt what one's own part does not
+    doubt, or the reverse, is a false check.
     """
     return distance > part_norm
 
 
-def doubt_differs(doubted: bool, found: Figures) -> bool:
-    """Verification 1: whether a contributor's doubt, or its lack, is not what its part gives."""
-    clear = abs(found.distance - found.length) > _DOUBTFUL * found.length
+def doubt_differs(doubted: bool, found: Figures, margin: float = 1.0) -> bool:
+    """Verification 1: whether a contributor's doubt, or its lack, is not what its part gives; the margin is that of `figures_differ`."""
+    clear = abs(found.distance - found.length) > margin * _DOUBTFUL * found.length
     return clear and doubted != doubts(found.distance, found.length)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from protocols.errors import RemoteProtocolError, RemoteRefusal
 from protocols.ids import BlockIndex, PeerId
 from protocols.messages import HASH_BYTES, Plan, require
-from protocols.trust.checks import DOUBTERS, BlockFacts, Figures, drawn_block, suspicious, unverifiable
+from protocols.trust.checks import BlockFacts, Figures, drawn_block, suspicious, unverifiable
 from protocols.trust.coin import combine, share_commitment
 from protocols.trust.statements import COIN_TRIES, Check, Commitment
 
@@ -88,22 +88,24 @@ def blocks_to_look_at(
         facts: of each block whose radius is known.
         coin: of the round.
         vanishing: whether the aggregate's clipped differences cancel; if not, one block is drawn instead.
+            One more is drawn by the doubts of contributors, with a lot for each.
     """
     open_to_doubt = unverifiable(contributors, frozenset(checks))
     unknown = {*open_to_doubt, *(block for block in contributors if block not in facts)}
     if not vanishing:
         unknown = set(contributors)
-    suspected, doubtful = [], []
+    suspected: list[BlockIndex] = []
+    doubts: dict[BlockIndex, int] = {}
     for block in sorted(contributors):
         reporting = [i for i in contributors[block] if i in checks]
         doubted = sum(block in checks[i].doubted for i in reporting)
         figures = [Figures(checks[i].projections[block], checks[i].distances[block]) for i in reporting]
         if 2 * doubted > len(contributors[block]) or (block not in unknown and suspicious(figures, facts[block])):
             suspected.append(block)
-        elif DOUBTERS * doubted > len(contributors[block]):
-            doubtful.append(block)
-    drawable = sorted(unknown.difference(suspected))
-    return Looked(tuple(suspected), tuple(drawn_block(coin, blocks) for blocks in (drawable, doubtful) if blocks))
+        elif doubted:
+            doubts[block] = doubted
+    lots = sorted(unknown.difference(suspected)), [block for block in sorted(doubts) for _ in range(doubts[block])]
+    return Looked(tuple(suspected), tuple(drawn_block(coin, blocks) for blocks in lots if blocks))
 
 
 def fitting_check(plan: Plan, check: Check, coin: bytes, count: int, sender: PeerId) -> None:

@@ -15,8 +15,6 @@ from peers.testing import make_key
 from protocols.ids import PeerId
 
 NO_ATTACK = "none"
-POISON_DONOR = "poison_donor"
-"""Serves a false state to a newcomer; needs more than rounds."""
 ATTACKS = (*VECTOR_ATTACKS, *PROTOCOL_ATTACKS)
 
 
@@ -60,7 +58,7 @@ class Row:
         attackers_left: attackers that were still members at the end.
         honest_banned: honest members that were not.
         seconds: of wall clock.
-        loss_same_members: without an attack, with centered_clip and whoever was left in each epoch of this run: what the attack itself cost.
+        loss_same_members: without an attack, with centered_clip and whoever was left in each epoch of this run.
         reasons: bans by offence.
         unequal_epochs: in which honest members did not end with the same bytes.
     """

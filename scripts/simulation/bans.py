@@ -16,10 +16,10 @@ class Bans:
     """What became of attackers, and of honest members.
 
     Args:
-        attackers: those that are still members.
+        attackers: those that are still members, and what they do.
     """
 
-    attackers: list[PeerId]
+    attackers: dict[PeerId, str]
     honest_banned: set[PeerId] = field(default_factory=set)
     by_offence: Counter[str] = field(default_factory=Counter)
     last_epoch: int | None = None
@@ -36,7 +36,7 @@ class Bans:
         """
         out = [peer for peer in self.attackers if honest and all(peer in ledger for ledger in honest.values())]
         for peer in out:
-            self.attackers.remove(peer)
+            del self.attackers[peer]
             self.last_epoch = epoch
             self._count(peer, honest.values(), "")
         framed = {peer for peer in honest for ledger in honest.values() if peer in ledger}
@@ -53,6 +53,7 @@ class Bans:
         """For JSON."""
         return {
             "attackers_left": len(self.attackers),
+            "attacks_left": dict(sorted(Counter(self.attackers.values()).items())),
             "honest_banned": len(self.honest_banned),
             "bans": dict(sorted(self.by_offence.items())),
             "epochs_to_last_ban": self.last_epoch + 1 if self.last_epoch is not None and not self.attackers else None,

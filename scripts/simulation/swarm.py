@@ -64,7 +64,7 @@ class SimulatedSwarm:
         peers = [KeyNotary(make_key(number)).peer for number in range(scenario.peers)]
         self._numbers = {peer: number for number, peer in enumerate(peers)}
         self._attackers = Attackers(scenario, run, peers)
-        self._bans = Bans(list(self._attackers.conducts))
+        self._bans = Bans({peers[number]: name for number, name in scenario.attacking.items()})
         self.figures = Figures(self._bans if trust else None)
         self._members = self._assembled()
         self._begun = [asyncio.Event() for _ in range(scenario.epochs)]

@@ -44,9 +44,9 @@ def commitment_to(plan: Plan, number: int, seed: bytes = b"\1" * 32, **changes: 
     return replace(said, **changes)  # type: ignore[arg-type]
 
 
-def sealed_commitment(plan: Plan, number: int, **changes: object) -> bytes:
+def sealed_commitment(plan: Plan, number: int) -> bytes:
     """As `commitment_to`, signed."""
-    return NOTARIES[number].seal(COMMITMENT, commitment_to(plan, number, **changes).encode())
+    return NOTARIES[number].seal(COMMITMENT, commitment_to(plan, number).encode())
 
 
 def judgements_of(plan: Plan, accused: int, jurors: Sequence[int], offence: Offence = Offence.REDUCTION) -> list[bytes]:

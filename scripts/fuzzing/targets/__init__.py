@@ -9,9 +9,10 @@ from scripts.fuzzing.target import Target
 from scripts.fuzzing.targets.membership import MEMBERSHIP
 from scripts.fuzzing.targets.rounds import ROUNDS
 from scripts.fuzzing.targets.store import STORE
+from scripts.fuzzing.targets.trust import TRUST
 from scripts.fuzzing.targets.values import VALUES
 from scripts.fuzzing.targets.wires import WIRES
 
-TARGETS: dict[str, Target] = {target.name: target for target in (*VALUES, *ROUNDS, *MEMBERSHIP, *STORE, *WIRES)}
+TARGETS: dict[str, Target] = {target.name: target for target in (*VALUES, *ROUNDS, *TRUST, *MEMBERSHIP, *STORE, *WIRES)}
 
 __all__ = ["TARGETS"]

@@ -30,27 +30,29 @@ _LARGE = 2**19
 """Of messages that are large by nature: long enough for what grows too fast to be noticed."""
 
 _STATE, _DIGEST, _SIZE_ELEMS = b"s" * 32, b"d" * 32, 200
-_NOTARIES = tuple(KeyNotary(make_key(number)) for number in range(3))
+NOTARIES = tuple(KeyNotary(make_key(number)) for number in range(3))
 _COMMIT = Commit(_DIGEST, Epoch(5), (b"a" * 32, b"b" * 32, b"c" * 32, b"e" * 32), 12.5, _STATE)
 
 
 @lru_cache(maxsize=1)
-def _context() -> MemberContext:
-    me = _NOTARIES[1]
+def context() -> MemberContext:
+    """A member that reads."""
+    me = NOTARIES[1]
     rules = AveragingRules(cast(Any, None), 64, codec_named("fp32"), 16)
     none = cast(Any, SimpleNamespace())
     return MemberContext(me.peer, none, FixedDirectory(me.peer, {}), me, rules, cast(asyncio.TaskGroup, none))
 
 
 @lru_cache(maxsize=1)
-def _plan() -> Plan:
+def plan_of_three() -> Plan:
+    """A plan of the first three members."""
     joins = [Join(Epoch(5), _STATE, 1.0 + number, 1000) for number in range(3)]
-    sealed = tuple(SealedJoin(notary.peer, join, notary.seal("join", join.encode())) for notary, join in zip(_NOTARIES, joins, strict=True))
-    return first_plan(_context(), sealed, _SIZE_ELEMS, 3, 0)
+    sealed = tuple(SealedJoin(notary.peer, join, notary.seal("join", join.encode())) for notary, join in zip(NOTARIES, joins, strict=True))
+    return first_plan(context(), sealed, _SIZE_ELEMS, 3, 0)
 
 
 def _repair() -> Plan:
-    plan = _plan()
+    plan = plan_of_three()
     fetch, hashes = (BlockTask(BlockIndex(0), 1),), (b"h" * 32,)
     reduce = (BlockTask(BlockIndex(1), 1), BlockTask(BlockIndex(2), 2))
     return Plan(
@@ -69,15 +71,15 @@ def _repair() -> Plan:
 
 
 def _read_plan(data: bytes) -> Plan:
-    sender = _plan().members[0].peer
-    return checked_plan(_context(), _plan().members[1], _SIZE_ELEMS, parse(pb.Plan, data, sender), sender)
+    sender = plan_of_three().members[0].peer
+    return checked_plan(context(), plan_of_three().members[1], _SIZE_ELEMS, parse(pb.Plan, data, sender), sender)
 
 
 def _read_reply(data: bytes) -> Commit | Plan:
-    reply, sender = parse(pb.JoinReply, data, SENDER), _plan().members[0].peer
+    reply, sender = parse(pb.JoinReply, data, SENDER), plan_of_three().members[0].peer
     if reply.HasField("commit"):
-        return checked_commit(_context(), _plan().members[1], _SIZE_ELEMS, reply.commit, sender)
-    return checked_plan(_context(), _plan().members[1], _SIZE_ELEMS, reply.plan, sender)
+        return checked_commit(context(), plan_of_three().members[1], _SIZE_ELEMS, reply.commit, sender)
+    return checked_plan(context(), plan_of_three().members[1], _SIZE_ELEMS, reply.plan, sender)
 
 
 def _write_reply(value: Commit | Plan) -> bytes:
@@ -88,7 +90,7 @@ def _write_reply(value: Commit | Plan) -> bytes:
 
 
 def _read_verdict(data: bytes) -> Verdict:
-    return read_verdict(data, _plan(), _DIGEST, _NOTARIES[1].peer, SENDER)
+    return read_verdict(data, plan_of_three(), _DIGEST, NOTARIES[1].peer, SENDER)
 
 
 def _verdict_seeds() -> list[bytes]:
@@ -97,7 +99,7 @@ def _verdict_seeds() -> list[bytes]:
 
 def _sealed_payload(data: bytes) -> SealedJoin:
     """A member that means harm signs whatever it likes."""
-    return open_join(_context(), _NOTARIES[2].seal("join", data))
+    return open_join(context(), NOTARIES[2].seal("join", data))
 
 
 def _read_frames(kind: FrameKind) -> Any:
@@ -144,7 +146,7 @@ def _states() -> list[bytes]:
 
 _JOINS = (
     Join(Epoch(5), _STATE, 3.0, 1000),
-    Join(Epoch(2**40), _STATE, 0.0, 0, 3, b"i" * 32, (Proven(SENDER, 10**6), Proven(_NOTARIES[0].peer, 7)), 2**30),
+    Join(Epoch(2**40), _STATE, 0.0, 0, 3, b"i" * 32, (Proven(SENDER, 10**6), Proven(NOTARIES[0].peer, 7)), 2**30),
 )
 
 ROUNDS: tuple[Target, ...] = (
@@ -166,12 +168,12 @@ ROUNDS: tuple[Target, ...] = (
         input_bytes=_LARGE,
     ),
     Target("sealed-join", _sealed_payload, lambda: [join.encode() for join in _JOINS], form=PROTOBUF),
-    Target("signed-join", lambda data: open_join(_context(), data), lambda: [member.sealed for member in _plan().members]),
-    Target("plan", _read_plan, lambda: [_plan().encode()], encode=Plan.encode, form=PROTOBUF, input_bytes=_LARGE),
+    Target("signed-join", lambda data: open_join(context(), data), lambda: [member.sealed for member in plan_of_three().members]),
+    Target("plan", _read_plan, lambda: [plan_of_three().encode()], encode=Plan.encode, form=PROTOBUF, input_bytes=_LARGE),
     Target(
         "join-reply",
         _read_reply,
-        lambda: [_write_reply(_plan()), _write_reply(_COMMIT)],
+        lambda: [_write_reply(plan_of_three()), _write_reply(_COMMIT)],
         (RemoteProtocolError, RemoteRefusal),
         _write_reply,
         form=PROTOBUF,

@@ -25,16 +25,16 @@ def in_peace(found: Played) -> bool:
 
 
 @pytest.mark.parametrize("codec", ["fp32", "fp16", "bf16", "int8", "int4", "e3m0", "adaptive-int8"])
-def test_no_codec_makes_honest_members_judge_each_other(codec):
+def test_no_codec_makes_honest_members_judge_each_other(codec: str) -> None:
     assert in_peace(played(codec=codec))
 
 
 @pytest.mark.parametrize("aggregator", AGGREGATOR_NAMES)
-def test_no_aggregator_makes_honest_members_judge_each_other(aggregator):
+def test_no_aggregator_makes_honest_members_judge_each_other(aggregator: str) -> None:
     assert in_peace(played(aggregator=aggregator))
 
 
-def test_nobody_judges_a_straggler():
+def test_nobody_judges_a_straggler() -> None:
     async def scene() -> None:
         async with SimulatedSwarm(5, averaging=rules(trust=TrustRules())) as swarm:
             for epoch in range(2):
@@ -48,7 +48,7 @@ def test_nobody_judges_a_straggler():
 
 
 @pytest.mark.parametrize("after_s", [0.02, 0.06, 0.1, 0.14, 0.18, 0.22, 0.26, 0.3])
-def test_nobody_judges_who_dies_in_a_round(after_s):
+def test_nobody_judges_who_dies_in_a_round(after_s: float) -> None:
     async def scene() -> None:
         async with SimulatedSwarm(5, averaging=rules(trust=TrustRules())) as swarm:
             await swarm.round(600, epoch=0)

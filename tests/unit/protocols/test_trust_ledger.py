@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -84,7 +85,7 @@ def test_half_do_not() -> None:
 
 def test_nor_do_more_than_half_of_a_plan_that_counts_more_members() -> None:
     broken(judged(MAJORITY, signed_plan(range(COUNT), counted=6)))
-    assert checked(judged((1, 2, 3, 4), signed_plan(range(COUNT), counted=6)), group_size=0)
+    assert checked(judged((1, 2, 3, 4), signed_plan(range(COUNT), counted=6)), group_size=0).accused == PEERS[ACCUSED]
 
 
 def test_nobody_counts_twice_nor_a_stranger() -> None:
@@ -94,7 +95,7 @@ def test_nobody_counts_twice_nor_a_stranger() -> None:
 
 def test_whoever_saw_a_larger_group_believes_no_part_of_it() -> None:
     assert isinstance(refused(judged(), group_size=6), RemoteRefusal)
-    assert checked(judged((1, 2, 3, 4)), group_size=7)
+    assert checked(judged((1, 2, 3, 4)), group_size=7).accused == PEERS[ACCUSED]
 
 
 def test_nobody_is_banned_by_a_plan_that_it_never_heard_of() -> None:
@@ -109,7 +110,7 @@ def test_nobody_is_banned_by_a_plan_that_it_never_heard_of() -> None:
 
 def test_who_saw_the_epoch_needs_no_commitment_of_the_accused() -> None:
     proof = ban_by_judgements(PEERS[ACCUSED], GUILTY, PLAN, judgements_of(PLAN, ACCUSED, MAJORITY))
-    assert checked(proof, group_size=COUNT)
+    assert checked(proof, group_size=COUNT).accused == PEERS[ACCUSED]
     error = refused(proof, group_size=0)
     assert isinstance(error, RemoteRefusal)
     assert error.code == "unproved"
@@ -118,7 +119,7 @@ def test_who_saw_the_epoch_needs_no_commitment_of_the_accused() -> None:
 def test_a_commitment_beside_judgements_is_the_accuseds_to_that_plan_and_nothing_else() -> None:
     words = judgements_of(PLAN, ACCUSED, MAJORITY)
     good = sealed_commitment(PLAN, ACCUSED)
-    assert checked(ban_by_judgements(PEERS[ACCUSED], GUILTY, PLAN, words, good), group_size=0)
+    assert checked(ban_by_judgements(PEERS[ACCUSED], GUILTY, PLAN, words, good), group_size=0).accused == PEERS[ACCUSED]
     for bad in (sealed_commitment(PLAN, 1), sealed_commitment(signed_plan(range(COUNT), number=1), ACCUSED), b"", good + b"x"):
         broken(ban_by_judgements(PEERS[ACCUSED], GUILTY, PLAN, words, bad))
     m = pb.Ban.FromString(ban_by_judgements(PEERS[ACCUSED], GUILTY, PLAN, words, good))
@@ -144,7 +145,7 @@ def test_judgements_must_be_of_that_round_member_and_offence() -> None:
     ):
         words = [*judgements_of(PLAN, ACCUSED, (1, 2)), *judgements_of(plan, accused, jurors, offence)]
         broken(altered(judgements=words))
-    assert checked(altered(judgements=judgements_of(PLAN, ACCUSED, MAJORITY)))
+    assert checked(altered(judgements=judgements_of(PLAN, ACCUSED, MAJORITY))).accused == PEERS[ACCUSED]
 
 
 def test_judgements_must_be_signed_as_such() -> None:
@@ -188,7 +189,7 @@ def test_a_proof_is_not_too_long() -> None:
         return NOTARIES[3].seal(JUDGEMENT, body + field)
 
     assert len(padded(padding - 5)) == MAX_JUDGEMENT_BYTES
-    assert checked(altered(judgements=[*words[:2], padded(padding - 5)]))
+    assert checked(altered(judgements=[*words[:2], padded(padding - 5)])).accused == PEERS[ACCUSED]
     broken(altered(judgements=[*words[:2], padded(padding - 4)]))
 
 
@@ -326,9 +327,6 @@ def test_random_bytes_ban_nobody(data: bytes) -> None:
 def test_a_damaged_proof_bans_nobody_else(place: int, change: int) -> None:
     proof = bytearray(judged())
     proof[place] ^= change
-    try:
+    with suppress(RemoteProtocolError, RemoteRefusal):
         ban = checked(bytes(proof))
-    except RemoteError as error:
-        assert isinstance(error, RemoteProtocolError | RemoteRefusal)
-    else:
         assert (ban.accused, ban.offence) == (PEERS[ACCUSED], GUILTY)

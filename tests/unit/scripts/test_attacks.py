@@ -11,7 +11,7 @@ import torch
 from protocols.errors import ConfigError
 from scripts.attacks import report, tiny_transformer
 from scripts.attacks.plain_swarm import CleanRuns
-from scripts.attacks.runners import DEFENCES, runner_named
+from scripts.attacks.runners import DEFENCES, VERIFIED, runner_named
 from scripts.attacks.scenario import ATTACKS, NO_ATTACK, PROTOCOL_ATTACKS, Row, Scenario, finite
 from scripts.attacks.workload import Learner, Workload, load_text
 from scripts.bench import attacks
@@ -110,7 +110,10 @@ def test_attackers_are_drawn_from_the_seed() -> None:
     assert len({peer for attackers in drawn for peer in attackers}) == 16
 
 
-@pytest.mark.parametrize("defence", DEFENCES)
+PLAIN = [name for name in DEFENCES if name != VERIFIED]
+
+
+@pytest.mark.parametrize("defence", PLAIN)
 def test_no_attack_costs_little(clean: CleanRuns, defence: str) -> None:
     found = row(clean, NO_ATTACK, defence)
     assert abs(excess(found)) < 0.5
@@ -124,15 +127,23 @@ def test_mean_falls_to_a_loud_attack_and_the_median_does_not(clean: CleanRuns) -
     assert (mean.attackers_left, mean.honest_banned) == (2, 0)
 
 
-@pytest.mark.parametrize("defence", DEFENCES)
+@pytest.mark.parametrize("defence", PLAIN)
 def test_no_rule_helps_against_lying_reducers(clean: CleanRuns, defence: str) -> None:
     assert excess(row(clean, "lying_reducer", defence)) > 0.3
     assert excess(row(clean, "two_faced_reducer", defence)) > 0.1
 
 
-@pytest.mark.parametrize("defence", DEFENCES)
+@pytest.mark.parametrize("defence", PLAIN)
 def test_what_is_not_finite_is_left_out(clean: CleanRuns, defence: str) -> None:
     assert abs(excess(row(clean, "nan", defence))) < 0.5
+
+
+def test_verification_ends_a_lie_in_its_first_epoch(clean: CleanRuns) -> None:
+    found = row(clean, "lying_reducer", VERIFIED)
+    assert (found.attackers_left, found.honest_banned, found.epochs_to_last_ban) == (0, 0, 1)
+    assert found.reasons == {"reduction": 2}
+    assert found.loss == found.loss_same_members
+    assert found.unequal_epochs == 0
 
 
 def test_same_seed_gives_the_same_row(clean: CleanRuns) -> None:
@@ -197,7 +208,7 @@ def test_odd_arguments_are_refused(arguments: Sequence[str]) -> None:
 
 
 def test_all_attacks_are_accepted() -> None:
-    assert len(ATTACKS) == 25
+    assert len(ATTACKS) == len(set(ATTACKS)) == 30
     asked = [argument for attack in ATTACKS for argument in ("--attack", attack)]
     assert attacks.parse_arguments(asked).attack == list(ATTACKS) == attacks.parse_arguments([]).attack
 
