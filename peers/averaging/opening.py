@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from peers.averaging.context import MemberContext
 from peers.averaging.evidence import Evidence
-from peers.averaging.parts_transfer import fetch_parts
+from peers.averaging.parts_transfer import fetch_parts, refuses_parts
 from peers.averaging.result import RoundResult
 from protocols.aggregation.mean import weighted_mean
 from protocols.butterfly import contributors_in, fold_order
@@ -78,18 +78,29 @@ async def open_block(
     contributors = contributors_in(plan, result.masks.get(block, 0)) or ()
     stated = evidence.radius_of(block)
     reducer = stated[0] if stated else next((task.member for task in evidence.plan.reduce if task.block == block), None)
-    first = [plan.members[reducer].peer] if reducer is not None else []
+    second = [plan.members[reducer].peer] if reducer is not None else []
     others = [member.peer for i, member in enumerate(plan.members) if i not in plan.absent]
     had = []
     for member in fold_order(plan, contributors):
-        if await fetch_parts(context, evidence, member, [block], dict.fromkeys([*first, plan.members[member].peer, *others])):
+        # Its sender first: one member could not send everybody's parts to everybody.
+        if await fetch_parts(context, evidence, member, [block], dict.fromkeys([plan.members[member].peer, *second, *others])):
             had.append(member)
+    missing = [member for member in contributors if member not in had]
+    refused = [Finding(peer, Offence.REDUCTION) for peer in second if await _shows_nothing(context, evidence, missing, block, peer)]
     if not had:
-        return Opened(complete=False)
+        return Opened(tuple(refused), complete=False)
     ban = context.ledger.of(plan.members[reducer].peer) if reducer is not None else None
     convicted = ban is not None and ban.offence is Offence.REDUCTION and set(contributors) - set(had) == {reducer}
     case = _Case(context, evidence, plan, result, block, tuple(had), reducer, convicted)
-    return await context.heavy(lambda: case.judge(checks, complete=len(had) == len(contributors)))
+    opened = await context.heavy(lambda: case.judge(checks, complete=len(had) == len(contributors)))
+    return replace(opened, findings=(*opened.findings, *refused)) if refused else opened
+
+
+async def _shows_nothing(context: MemberContext, evidence: Evidence, missing: Sequence[int], block: BlockIndex, reducer: PeerId) -> bool:
+    """Whether a reducer lives and will not show a part that it says is in its block. An honest one holds them all."""
+    if not missing or reducer == context.me:
+        return False
+    return await refuses_parts(context, evidence, missing[0], block, reducer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ async def serve_parts(context: MemberContext, stream: Stream, evidence: Evidence
     Raises:
         RemoteRefusal: we do not hold what is asked for.
     """
+    if evidence is not None and evidence.plan.index_of(stream.peer) is None:
+        raise RemoteRefusal(stream.peer, "not-in-plan", "you are not in this plan")
     committed = evidence.committed.get(request.member) if evidence else None
     if evidence is None or committed is None:
         raise RemoteRefusal(stream.peer, "unknown-parts", "this member holds nothing of that member's in that round")
@@ -61,6 +63,17 @@ async def fetch_parts(
             log.info("parts of member %s not had: %s", evidence.plan.members[member].peer.short, error)
         missing = [block for block in blocks if (member, block) not in evidence.parts]
     return not missing
+
+
+async def refuses_parts(context: MemberContext, evidence: Evidence, member: int, block: BlockIndex, holder: PeerId) -> bool:
+    """Whether a holder answers, and says that it will not show a part. Silence is no refusal."""
+    try:
+        await _fetch(context, evidence, member, [block], holder)
+    except RemoteRefusal as error:
+        return error.code in ("unknown-parts", "missing-block")
+    except RemoteError:
+        return False
+    return False
 
 
 async def _fetch(context: MemberContext, evidence: Evidence, member: int, blocks: Sequence[BlockIndex], holder: PeerId) -> None:

@@ -28,6 +28,7 @@ _ROW_DOMAIN = b"swarm.v1.direction-row"
 _SIGNS_DOMAIN = b"swarm.v1.direction-signs"
 _DOWN = 2.0**-80
 _HOEFFDING = 8.0
+_FAR = 4.0
 _ROUNDING = 1e-5
 """Of norms: what fp32 folds, fp32 dot products and an iteration that stops at 1e-6 of the radius may leave."""
 
@@ -168,15 +169,24 @@ def residual(figures_G: Sequence[Figures], facts: BlockFacts) -> float:
 
 
 def tolerance(figures_G: Sequence[Figures], facts: BlockFacts) -> float:
-    """What honest rounding and encoding may leave of `residual`: 8 times the codec's largest error, and 1e-5 of the norms involved."""
+    """What honest rounding and encoding may leave of `residual`: 8 times the codec's largest error, and 1e-5 of the norms involved.
+
+    A distance counts up to four times the median one, so that nobody makes room for others' lies by claiming a huge one.
+    """
     total = sum(facts.weights_G)
-    clipped = math.fsum(w * min(f.distance, facts.radius) for w, f in zip(facts.weights_G, figures_G, strict=True)) / total
+    most = min(facts.radius, _FAR * sorted(f.distance for f in figures_G)[len(figures_G) // 2])
+    clipped = math.fsum(w * min(f.distance, most) for w, f in zip(facts.weights_G, figures_G, strict=True)) / total
     return _HOEFFDING * facts.codec_error + _ROUNDING * (facts.norm + clipped) + 1e-30
 
 
 def suspicious(figures_G: Sequence[Figures], facts: BlockFacts) -> bool:
-    """Verification 2 of one block, given the figures of all its contributors."""
-    return residual(figures_G, facts) > tolerance(figures_G, facts) or (facts.clipped and not _fits(facts, figures_G))
+    """Verification 2 of one block, given the figures of all its contributors.
+
+    A projection far longer than its distance is possible in theory and made up in practice: it could cancel anybody's lie.
+    """
+    slack = tolerance(figures_G, facts)
+    absurd = any(abs(f.projection) > _HOEFFDING * f.distance + slack for f in figures_G)
+    return absurd or residual(figures_G, facts) > slack or (facts.clipped and not _fits(facts, figures_G))
 
 
 def _fits(facts: BlockFacts, figures_G: Sequence[Figures]) -> bool:

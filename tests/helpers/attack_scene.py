@@ -184,6 +184,16 @@ def parts_left_out(played: Played, epoch: int) -> list[int | None] | None:
     return missing
 
 
+def same_without_some_attackers(played: Played, epoch: int) -> bool:
+    """Whether all honest members hold the same, each block of it the aggregate of everybody but some of the attackers."""
+    held, attackers = played.results[epoch], played.scene.attackers
+    subsets = [{n for i, n in enumerate(attackers) if chosen >> i & 1} for chosen in range(1 << len(attackers))]
+    possible = [aggregate_of(tuple(n for n in range(played.scene.count) if n not in left)) for left in subsets]
+    blocks = [slice(start, start + BLOCK_ELEMS) for start in range(0, ELEMS, BLOCK_ELEMS)]
+    same = len({vector_D.numpy().tobytes() for vector_D in held}) == 1 and len(held) == len(played.scene.honest)
+    return same and all(any(torch.allclose(held[0][b], whole[b], rtol=0.0, atol=1e-5) for whole in possible) for b in blocks)
+
+
 def right_bytes(played: Played, expected_D: torch.Tensor, epoch: int) -> bool:
     """Whether all honest members hold the same in an epoch, and that this is the aggregate to within rounding."""
     held = played.results[epoch]

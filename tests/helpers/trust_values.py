@@ -23,9 +23,14 @@ def opener(kind: str, sealed: bytes) -> tuple[PeerId, bytes]:
     return NOTARIES[0].open_old(kind, sealed)
 
 
+def secret_of(number: int) -> CoinSecret:
+    """A member's shares of every coin here."""
+    return CoinSecret(PEERS[number], bytes([number + 1]) * 32)
+
+
 def signed_join(number: int, epoch: Epoch = EPOCH, weight: float = 1.0, round_index: int = 0, state: bytes = STATE) -> SealedJoin:
     """A join that its member has signed."""
-    join = Join(epoch, state, weight, 1000, round_index, b"i" * 32 if round_index else b"")
+    join = Join(epoch, state, weight, 1000, round_index, b"i" * 32 if round_index else b"", coin_root=secret_of(number).root)
     return SealedJoin(PEERS[number], join, NOTARIES[number].seal("join", join.encode()))
 
 
@@ -37,9 +42,9 @@ def signed_plan(members: Iterable[int], *, counted: int = 0, blocks: int = 4, ep
     return replace(plan, **changes)  # type: ignore[arg-type]
 
 
-def commitment_to(plan: Plan, number: int, seed: bytes = b"\1" * 32, **changes: object) -> Commitment:
+def commitment_to(plan: Plan, number: int, secret: CoinSecret | None = None, **changes: object) -> Commitment:
     """What a member commits to."""
-    coin = CoinSecret(plan.digest, PEERS[number], seed).commitments()
+    coin = (secret or secret_of(number)).commitments()
     said = Commitment(plan.digest, plan.epoch, plan.round_index, b"h" * 32, coin, 3, 8)
     return replace(said, **changes)  # type: ignore[arg-type]
 

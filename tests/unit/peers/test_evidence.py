@@ -27,7 +27,7 @@ from protocols.proto.swarm.v1 import trust_pb2 as pb
 from protocols.trust.statements import COMMITMENT, REDUCTION, Reduction
 from tests.helpers.averaging_swarm import rules
 from tests.helpers.transport_worlds import pass_time
-from tests.helpers.trust_values import NOTARIES, PEERS, commitment_to, signed_plan
+from tests.helpers.trust_values import NOTARIES, PEERS, commitment_to, secret_of, signed_plan
 
 COUNT, BLOCKS, BLOCK_ELEMS = 3, 4, 10
 PLAN = signed_plan(range(COUNT), blocks=BLOCKS)
@@ -67,7 +67,9 @@ def play(scene: Scene, *, gone: Sequence[int] = ()) -> None:
                 directory = FixedDirectory(PEERS[number], endpoints)
                 context = MemberContext(PEERS[number], transport, directory, NOTARIES[number], rules(block_elems=BLOCK_ELEMS), tasks)
                 own_D = torch.full((BLOCKS * BLOCK_ELEMS,), float(number))
-                evidence = Evidence(context, PLAN, own_D, Brought(0, 8), lambda *_: None, lambda _peer: None)
+                evidence = Evidence(
+                    context, PLAN, own_D, Brought(0, 8, coin_seed=secret_of(number).seed), lambda *_: None, lambda _peer: None
+                )
                 await evidence.commit()
                 holders.append(Holder(context, evidence))
                 if number not in gone:

@@ -12,12 +12,12 @@ from protocols.errors import RemoteProtocolError, RemoteRefusal
 from protocols.trust.coin import CoinSecret, combine, share_commitment
 from protocols.trust.statements import COIN_TRIES, Commitment
 from protocols.trust.verification import Shares, accepted_coin, check_share
-from tests.helpers.trust_values import PEERS, commitment_to, signed_plan
+from tests.helpers.trust_values import PEERS, commitment_to, secret_of, signed_plan
 
 COUNT = 5
 PLAN, OTHER_PLAN = signed_plan(range(COUNT)), signed_plan(range(COUNT), number=1)
-SECRETS = {i: CoinSecret(PLAN.digest, PEERS[i], bytes([i]) * 32) for i in range(COUNT)}
-COMMITMENTS = {i: commitment_to(PLAN, i, seed=bytes([i]) * 32) for i in range(COUNT)}
+SECRETS = {i: secret_of(i) for i in range(COUNT)}
+COMMITMENTS = {i: commitment_to(PLAN, i) for i in range(COUNT)}
 LEADER = PEERS[0]
 EVERYBODY = frozenset(range(COUNT))
 
@@ -63,29 +63,29 @@ def test_nobody_can_change_its_share_when_it_has_seen_the_others(member: int) ->
         assert caught.value.peer == LEADER  # it was to look at what it shows
 
 
-def test_a_share_is_of_one_round_one_try_and_one_member() -> None:
+def test_a_share_is_of_one_try_and_one_member() -> None:
     share, peer = SECRETS[1].share(2), PEERS[1]
     check_share(PLAN, 1, COMMITMENTS[1], 2, share, peer)
-    for plan, member, attempt in ((OTHER_PLAN, 1, 2), (PLAN, 1, 1), (PLAN, 2, 2)):
+    for plan, member, attempt in ((PLAN, 1, 1), (PLAN, 2, 2)):
         with pytest.raises(RemoteProtocolError):
             check_share(plan, member, COMMITMENTS[1], attempt, share, peer)
     with pytest.raises(RemoteProtocolError):
         check_share(PLAN, 1, COMMITMENTS[1], COIN_TRIES, share, peer)
-    named = {
-        share_commitment(digest, who, attempt, share)
-        for digest in (PLAN.digest, OTHER_PLAN.digest)
-        for who in PEERS[:3]
-        for attempt in range(COIN_TRIES)
-    }
-    assert len(named) == 2 * 3 * COIN_TRIES
+    assert len({share_commitment(who, attempt, share) for who in PEERS[:3] for attempt in range(COIN_TRIES)}) == 3 * COIN_TRIES
+
+
+def test_nobody_has_other_shares_than_it_joined_with() -> None:
+    other = CoinSecret(PEERS[1], b"o" * 32)
+    with pytest.raises(RemoteProtocolError, match="join with"):
+        check_share(PLAN, 1, commitment_to(PLAN, 1, other), 0, other.share(0), PEERS[1])
 
 
 @settings(derandomize=True)
 @given(st.binary(min_size=32, max_size=32))
 def test_shares_of_other_tries_say_nothing_of_one(seed: bytes) -> None:
-    secret = CoinSecret(PLAN.digest, PEERS[0], seed)
+    secret = CoinSecret(PEERS[0], seed)
     assert len({secret.share(attempt) for attempt in range(COIN_TRIES)}) == COIN_TRIES
-    assert secret.commitments() == CoinSecret(PLAN.digest, PEERS[0], seed).commitments()
+    assert secret.commitments() == CoinSecret(PEERS[0], seed).commitments()
     assert seed not in {secret.share(attempt) for attempt in range(COIN_TRIES)}
 
 
