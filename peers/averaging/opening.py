@@ -126,7 +126,7 @@ class _Case:
         mean_E, spread = self._aggregate(parts)
         codec = self.context.rules.codec
         found_E = codec.decode(codec.encode(mean_E), stop - start)
-        facts = BlockFacts((1.0,), math.inf, block_norm(claimed_E), codec_error(codec, claimed_E))
+        facts = BlockFacts((1.0,), math.inf, block_norm(found_E), codec_error(codec, found_E))
         findings, right = [], None
         if self.convicted or reductions_differ(claimed_E, found_E, facts, spread):
             right = self._put_right(parts)

@@ -13,6 +13,7 @@ Legend: E elements of a block.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -52,6 +53,13 @@ class Codec(ABC):
     def worst_error(self, block_E: torch.Tensor) -> float:
         """Largest absolute error that any element may have after a round trip: a bound from the largest magnitude."""
 
+    def error_norm(self, block_E: torch.Tensor) -> float:
+        """Largest 2-norm of what a round trip may have changed in a block, given the block or what it was decoded to.
+
+        One huge element says nothing of what happened to others: whoever goes by the largest one lets a liar choose what it is allowed.
+        """
+        return self.worst_error(block_E) * math.sqrt(block_E.numel())
+
     def decode(self, data: BytesLike, elems: int) -> torch.Tensor:
         """Decode to a vector of `elems` fp32 elements; may share memory with `data`, so treat it as read-only.
 
@@ -72,6 +80,11 @@ class Codec(ABC):
             ValueError: as `open`.
         """
         read_part(self.open(data, out_E.numel()), 0, out_E)
+
+
+def norm64(block_E: torch.Tensor) -> float:
+    """2-norm, in fp64: squares of fp32 numbers need not fit fp32."""
+    return float(torch.linalg.vector_norm(block_E.detach(), dtype=torch.float64))
 
 
 def largest_magnitude(block_E: torch.Tensor) -> float:

@@ -5,16 +5,17 @@ Legend: T elements of a tile, G groups of B elements.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from protocols.codecs.base import largest_magnitude
+from protocols.codecs.base import largest_magnitude, norm64
 from protocols.codecs.blockwise import BlockwiseCodec, Bytes, ScaleBits, largest_rows, nibbles
 from protocols.codecs.grouping import Grouping
-from protocols.parts import TILE_ELEMS
+from protocols.parts import TILE_ELEMS, tiles
 
 _UPPER = 1 if sys.byteorder == "little" else 0
 _INFINITY = 0x7F80
@@ -101,6 +102,14 @@ class E3M0Codec(BlockwiseCodec):
         codes_GB = nibbles(self.grouping, bytes_NT, tile_elems, self.spare)
         codes_GB &= np.uint8(7)
         return largest_rows(codes_GB)
+
+    def error_norm(self, block_E: torch.Tensor) -> float:
+        """Half of each element that is left, a third of what it was, and 3/4 of the scale of its group."""
+        groups = [self.grouping.grouped(source_T).abs().amax(1) for source_T in tiles(block_E.detach())]
+        scales = math.hypot(*(norm64(group_G) for group_G in groups)) / 48
+        subnormal = (2.0**-126 + max(0.0, largest_magnitude(block_E) - self.limit)) * math.sqrt(block_E.numel())
+        found = math.hypot(norm64(block_E) / 2, 0.75 * scales * math.sqrt(self.grouping.group_elems)) + subnormal
+        return min(found, super().error_norm(block_E)) if largest_magnitude(block_E) <= self.limit else found
 
     def worst_error(self, block_E: torch.Tensor) -> float:
         """A third of the largest magnitude, and what the limit cuts off."""

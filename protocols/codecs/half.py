@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
 import numpy as np
 import torch
 
-from protocols.codecs.base import BytesLike, Codec, largest_magnitude
+from protocols.codecs.base import BytesLike, Codec, largest_magnitude, norm64
 from protocols.codecs.full import bytes_view, view_as
 from protocols.parts import TILE_ELEMS, tiles
 
@@ -81,6 +82,11 @@ class _HalfCodec(Codec):
             return 0.0
         largest = largest_magnitude(block_E)
         return max(min(largest, self.largest) * self.relative_error, self.subnormal_error) + max(0.0, largest - self.largest)
+
+    def error_norm(self, block_E: torch.Tensor) -> float:
+        """Half a unit in the last place of each element."""
+        cut_off = max(0.0, largest_magnitude(block_E) - self.largest)
+        return self.relative_error * norm64(block_E) + (self.subnormal_error + cut_off) * math.sqrt(block_E.numel())
 
 
 class Fp16Codec(_HalfCodec):

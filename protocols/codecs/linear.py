@@ -8,6 +8,7 @@ Legend: E elements of a block, T of a tile, G groups of B elements.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -27,7 +28,7 @@ from protocols.codecs.blockwise import (
     scale_values,
 )
 from protocols.codecs.grouping import Grouping
-from protocols.parts import TILE_ELEMS
+from protocols.parts import TILE_ELEMS, tiles
 
 _ROUND_UP = np.uint32(2**DROPPED_BITS - 1)
 _WORST = 0.5 + 2.0**-16
@@ -70,6 +71,14 @@ class _LinearCodec(BlockwiseCodec):
             return 0.0
         scale = scale_values(self.scales_for(np.array([largest_magnitude(block_E)], dtype=np.float32)))
         return _WORST * float(scale[0])
+
+    def error_norm(self, block_E: torch.Tensor) -> float:
+        """By the scale of each group."""
+        if not block_E.numel():
+            return 0.0
+        magnitudes_G = _magnitudes([self.grouping.grouped(source_T) for source_T in tiles(block_E.detach())])
+        steps = float(np.linalg.norm(scale_values(self.scales_for(magnitudes_G)).astype(np.float64)))
+        return min(_WORST * steps * math.sqrt(self.grouping.group_elems), super().error_norm(block_E))
 
 
 class Int8Codec(_LinearCodec):

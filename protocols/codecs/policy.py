@@ -48,6 +48,10 @@ class SizeAdaptiveCodec(Codec):
         """As the chosen codec does."""
         return self.chosen(elems).open(data, elems)
 
+    def error_norm(self, block_E: torch.Tensor) -> float:
+        """As the chosen codec has it."""
+        return self.chosen(block_E.numel()).error_norm(block_E)
+
     def worst_error(self, block_E: torch.Tensor) -> float:
         """As the chosen codec has it."""
         return self.chosen(block_E.numel()).worst_error(block_E)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from blake3 import blake3
 
-from protocols.codecs.base import Codec
+from protocols.codecs.base import Codec, norm64
 from protocols.ids import BlockIndex
 from protocols.parts import TILE_ELEMS, Part, read_part
 
@@ -31,6 +31,9 @@ _HOEFFDING = 8.0
 _FAR = 4.0
 _ROUNDING = 1e-5
 """Of norms: what fp32 folds, fp32 dot products and an iteration that stops at 1e-6 of the radius may leave."""
+
+_MOST = 2.0**170
+"""No fp32 part has larger figures: a projection is at most 2^129 times its elements. Sums of larger ones would overflow."""
 
 _DOUBTFUL = 1e-3
 """Of lengths: so close to the limit either word is right."""
@@ -151,14 +154,16 @@ class BlockFacts:
 
 def codec_error(codec: Codec, result_E: torch.Tensor) -> float:
     """Largest 2-norm of what encoding may have changed in a block."""
-    return codec.worst_error(result_E) * math.sqrt(result_E.numel())
+    return codec.error_norm(result_E)
 
 
 def block_norm(result_E: torch.Tensor) -> float:
     """2-norm, summed in fp64 over tiles."""
     tiles = (result_E[start : start + TILE_ELEMS] for start in range(0, result_E.numel(), TILE_ELEMS))
     norms = [float(torch.linalg.vector_norm(tile)) for tile in tiles]
-    return math.hypot(*norms) if norms else 0.0
+    if all(math.isfinite(norm) for norm in norms):
+        return math.hypot(*norms) if norms else 0.0
+    return norm64(result_E)  # or one huge element makes everything else tolerable
 
 
 def residual(figures_G: Sequence[Figures], facts: BlockFacts) -> float:
@@ -182,8 +187,11 @@ def tolerance(figures_G: Sequence[Figures], facts: BlockFacts) -> float:
 def suspicious(figures_G: Sequence[Figures], facts: BlockFacts) -> bool:
     """Verification 2 of one block, given the figures of all its contributors.
 
-    A projection far longer than its distance is possible in theory and made up in practice: it could cancel anybody's lie.
+    A projection far longer than its distance is possible in theory and made up in practice: it could cancel anybody's lie. Figures that no part can have
+    belong to a liar.
     """
+    if any(max(abs(f.projection), f.distance) > _MOST for f in figures_G):
+        return True
     slack = tolerance(figures_G, facts)
     absurd = any(abs(f.projection) > _HOEFFDING * f.distance + slack for f in figures_G)
     return absurd or residual(figures_G, facts) > slack or (facts.clipped and not _fits(facts, figures_G))
@@ -226,7 +234,7 @@ def reductions_differ(claimed_E: torch.Tensor, found_E: torch.Tensor, facts: Blo
     Args:
         claimed_E: as its reducer returned it.
         found_E: as we reduce and encode it.
-        facts: of the claimed block.
+        facts: of the block that we find: whoever claims another must not choose what it is allowed.
         spread: of the parts around it: the largest distance that counts, at most the radius.
     """
     distance = block_norm(claimed_E - found_E)

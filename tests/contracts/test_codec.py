@@ -254,3 +254,21 @@ def test_finite_vectors_whose_sum_overflows_are_finite() -> None:
 def test_an_unknown_codec_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="unknown codec 'int3'; known: fp32, fp16, bf16, int8, int4, e3m0, adaptive-int8"):
         codec_named("int3")
+
+
+@EACH_CODEC
+@given(block_E=blocks())
+def test_error_norm_bounds_what_a_round_trip_changes_by_the_block_or_by_what_is_left_of_it(codec: Codec, block_E: torch.Tensor) -> None:
+    decoded_E = codec.decode(encoded(codec, block_E), block_E.numel())
+    changed = float(torch.linalg.vector_norm(decoded_E.double() - block_E.double()))
+    assert changed <= codec.error_norm(block_E) * (1 + 1e-6)
+    if float(block_E.abs().max()) <= 65504:  # what was cut off cannot be seen any more
+        assert changed <= codec.error_norm(decoded_E) * (1 + 1e-6)
+
+
+@EACH_CODEC
+def test_one_huge_element_is_no_excuse_for_the_others(codec: Codec) -> None:
+    block_E = 1e-3 * spread(2**16 + 7)
+    usual = codec.error_norm(block_E)
+    block_E[5] = 1.0
+    assert codec.error_norm(block_E) <= 2 * usual + 1.5

@@ -365,3 +365,34 @@ def test_each_block_is_drawn_as_often_as_any_other() -> None:
     drawn = [drawn_block(coin_of(number), blocks) for number in range(2000)]
     assert all(400 < drawn.count(block) < 600 for block in blocks)
     assert drawn_block(COIN, blocks[:1]) == 1
+
+
+# Huge numbers
+
+
+@pytest.mark.parametrize("codec", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("huge", [1e4, 1e18, 1e30, 3e38])
+def test_one_huge_element_does_not_make_a_false_block_tolerable(codec: str, huge: float) -> None:
+    """Neither by a norm that does not fit fp32, nor by an error that a codec might have made of it."""
+    honest = reduced(parts_of(elems=2**16), codec=codec)
+    false_E = honest.value_E.clone()
+    false_E[7] = huge
+    how = codec_named(codec)
+    false_E = how.decode(how.encode(false_E), false_E.numel())
+    facts = BlockFacts((1.0,), math.inf, block_norm(honest.value_E), codec_error(how, honest.value_E))
+    assert math.isfinite(block_norm(false_E))
+    assert reductions_differ(false_E, honest.value_E, facts, honest.radius)
+    assert not reductions_differ(honest.value_E, honest.value_E, facts, honest.radius)
+    honest.value_E = false_E
+    assert honest.suspicious()
+
+
+@pytest.mark.parametrize("lie", [Figures(1.7e308, 1.0), Figures(-1.7e308, 1.0), Figures(0.0, 1.7e308)])
+def test_figures_whose_sum_overflows_are_suspicious_and_false(lie: Figures) -> None:
+    """Of several liars: one alone overflows nothing."""
+    block = reduced(parts_of())
+    figures = block.figures()
+    for radius in (block.radius, math.inf):
+        block.radius = radius
+        assert suspicious([lie, lie, *figures[2:]], block.facts)
+    assert figures_differ(lie, figures[0])
