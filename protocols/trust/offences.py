@@ -17,7 +17,7 @@ class Offence(StrEnum):
     CONTRIBUTION = "contribution"
     """What it contributed is not what its samples give. Everybody in the group who can replays it."""
     MALFORMED = "malformed"
-    """It broke the protocol towards more than half of its group: bytes that are no block or not those committed to, statements that are not its own."""
+    """It broke the protocol towards most of its group: bytes that are no block or not those committed to, statements not its own."""
     WITHHELD_COIN = "withheld-coin"
     """It lives, and showed its share of the coin to none of more than half of its group."""
     ABSURD_CLAIM = "absurd-claim"
