@@ -88,12 +88,12 @@ async def open_block(
         return Opened(complete=False)
     ban = context.ledger.of(plan.members[reducer].peer) if reducer is not None else None
     convicted = ban is not None and ban.offence is Offence.REDUCTION and set(contributors) - set(had) == {reducer}
-    opening = _Opening(context, evidence, plan, result, block, tuple(had), reducer, convicted)
-    return await context.heavy(lambda: opening.judge(checks, complete=len(had) == len(contributors)))
+    case = _Case(context, evidence, plan, result, block, tuple(had), reducer, convicted)
+    return await context.heavy(lambda: case.judge(checks, complete=len(had) == len(contributors)))
 
 
 @dataclass(frozen=True, slots=True)
-class _Opening:
+class _Case:
     """A block whose parts, as far as they could be `had`, are in the evidence; `convicted`: its reducer is banned for false blocks."""
 
     context: MemberContext
