@@ -11,45 +11,42 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import torch
 
 from peers.averaging.auditing import Replay
 from peers.averaging.averager import Averager, RoundDone
-from peers.averaging.context import AveragingRules, MemberContext
+from peers.averaging.context import MemberContext
 from peers.averaging.gathering import LeftOut
 from peers.bandwidth import Bandwidth
 from peers.bridge import PeerHandle
-from peers.conduct import HONEST, Conduct
 from peers.expulsion import Expelled, RefusalWatch, ban_sentence
 from peers.identity import Identity
 from peers.interfaces import Clock, Handlers, RecordStore, Transport
+from peers.node_settings import NodeSettings
 from peers.notary import MemberNotary
 from peers.roster import Roster
 from peers.state_server import StateServer
 from peers.state_snapshot import StateSnapshot
 from peers.state_transfer import fetch_state
+from peers.swarm_view import swarm_view
 from peers.training_peer import (
-    BannedView,
     Contribution,
     EpochAnnouncement,
-    MemberView,
     ReplayRequest,
     RoundOutcome,
     RoundStatus,
-    SwarmView,
     TrainerReport,
 )
 from protocols.certificate import membership_checker
 from protocols.errors import RemoteProtocolError, RoundError
-from protocols.ids import Epoch, PeerId, RunId, SwarmTime
+from protocols.ids import Epoch, PeerId, SwarmTime
 from protocols.messages import Join
 from protocols.progress import SwarmProgress, estimate
 from protocols.record_keeping import RecordReader, SealedRecord, seal_presence, seal_progress
-from protocols.records import MAX_LOSS, MAX_SAMPLES, MAX_SAMPLES_PER_S, Phase, Presence, Progress
+from protocols.records import MAX_LOSS, MAX_SAMPLES, MAX_SAMPLES_PER_S, Phase, Progress
 from protocols.signing import Sealer
-from protocols.trust.ledger import Ban, Ledger
+from protocols.trust.ledger import Ban
 
 log = logging.getLogger(__name__)
 
@@ -73,35 +70,6 @@ LEDGERS_READ = 3
 """Members that a newcomer asks for bans: one of them may keep some back, none can make one up."""
 
 _RECORD_GAP_S = 0.002
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSettings:
-    """What a node is told about its run and itself.
-
-    Args:
-        run, authority_key: which run, and whose word counts in it.
-        rules: of averaging.
-        target_samples: that close an epoch.
-        presence: as it will be announced, but for the address, the times, and a bandwidth below its own as long as we measure no more.
-        bandwidth_bytes_per_s: what others may count on at most, whatever our link carries; 0: we reduce nothing.
-        founder: we may begin alone; others first wait until they have seen somebody, or a slow
-            look-up would make them a swarm of their own.
-        part_memory_bytes: for others' parts of the blocks that we reduce; 0: no limit.
-        ledger: who is banned as far as we know already; shared with whoever guards our doors.
-        conduct: how we behave.
-    """
-
-    run: RunId
-    authority_key: bytes
-    rules: AveragingRules
-    target_samples: int
-    presence: Presence
-    bandwidth_bytes_per_s: int
-    founder: bool
-    part_memory_bytes: int = 0
-    ledger: Ledger = field(default_factory=Ledger)
-    conduct: Conduct = HONEST
 
 
 class Node:
@@ -205,17 +173,7 @@ class Node:
         rules, bandwidth = self._settings.rules, self._bandwidth
         ledger, conduct = self._settings.ledger, self._settings.conduct
         return MemberContext(
-            self._me,
-            self._transport,
-            self.roster,
-            notary,
-            rules,
-            tasks,
-            pool,
-            dialable,
-            bandwidth,
-            ledger=ledger,
-            conduct=conduct,
+            self._me, self._transport, self.roster, notary, rules, tasks, pool, dialable, bandwidth, ledger=ledger, conduct=conduct
         )
 
     async def _learn_bans(self, averager: Averager) -> None:
@@ -352,40 +310,10 @@ class Node:
 
     def _show(self) -> None:
         """Give the trainer (and whoever watches) the swarm as it is now."""
-        swarm = self._estimate()
-        own = self._progress()
-        members = [self._member_view(own, self._settings.presence.role)]
-        for peer, progress in self.roster.progress.items():
-            presence = self.roster.presences.get(peer)
-            if peer in self.roster.others():
-                members.append(self._member_view(progress, presence.role if presence else "trainer"))
-        self._handle.set_view(
-            SwarmView(
-                swarm.epoch,
-                swarm.samples,
-                self._settings.target_samples,
-                swarm.eta_s if swarm.samples_per_s else None,
-                tuple(members),
-                swarm.state_hash,
-                swarm.behind,
-                tuple(BannedView(ban.accused, ban.epoch, ban.offence.sentence) for ban in self._settings.ledger.bans),
-            )
-        )
-
-    @staticmethod
-    def _member_view(progress: Progress, role: str) -> MemberView:
-        return MemberView(
-            progress.peer,
-            role,
-            progress.phase,
-            progress.epoch,
-            progress.samples,
-            progress.samples_per_s,
-            progress.sent_bytes,
-            progress.received_bytes,
-            progress.loss,
-            progress.state_hash,
-        )
+        roles = {peer: presence.role for peer, presence in self.roster.presences.items()} | {self._me: self._settings.presence.role}
+        members = [self._progress(), *self.roster.others().values()]
+        bans = self._settings.ledger.bans
+        self._handle.set_view(swarm_view(self._estimate(), self._settings.target_samples, members, roles, bans))
 
     # What the trainer asks for (PeerService)
 

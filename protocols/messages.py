@@ -96,6 +96,7 @@ class Join:
         input_hash: names the result that it brings from the round before (`input_hash`); empty in round 0.
         proven: what it saw other members' links carry, each at most once.
         part_memory_bytes: memory for the parts of the blocks that it reduces, decoded; 0 for no limit.
+        coin_root: names its shares of the round's coin (`trust.coin`); empty where rounds are not verified.
     """
 
     epoch: Epoch
@@ -106,6 +107,7 @@ class Join:
     input_hash: bytes = b""
     proven: tuple[Proven, ...] = ()
     part_memory_bytes: int = 0
+    coin_root: bytes = b""
 
     def encode(self) -> bytes:
         """Wire bytes, to be sealed."""
@@ -118,6 +120,7 @@ class Join:
             input_hash=self.input_hash,
             proven=[pb.Proven(peer=seen.peer.public_key, bytes_per_s=seen.bytes_per_s) for seen in self.proven],
             part_memory_bytes=self.part_memory_bytes,
+            coin_root=self.coin_root,
         ).SerializeToString(deterministic=True)
 
     @classmethod
@@ -132,10 +135,10 @@ class Join:
         require(len(m.input_hash) == (HASH_BYTES if m.round_index else 0), sender, "a join whose input does not fit its round")
         require(m.bandwidth_bytes_per_s <= MAX_BANDWIDTH_BYTES_PER_S, sender, f"an absurd bandwidth in its join: {m.bandwidth_bytes_per_s}")
         require(m.part_memory_bytes <= MAX_MEMORY_BYTES, sender, f"an absurd memory in its join: {m.part_memory_bytes}")
+        require(len(m.coin_root) in (0, HASH_BYTES), sender, "a join whose shares of the coin have no name")
         proven = _read_proven(m.proven, sender)
-        return cls(
-            Epoch(m.epoch), m.state_hash, m.weight, m.bandwidth_bytes_per_s, m.round_index, m.input_hash, proven, m.part_memory_bytes
-        )
+        work = m.weight, m.bandwidth_bytes_per_s
+        return cls(Epoch(m.epoch), m.state_hash, *work, m.round_index, m.input_hash, proven, m.part_memory_bytes, m.coin_root)
 
 
 def _read_proven(items: Sequence[pb.Proven], sender: PeerId) -> tuple[Proven, ...]:

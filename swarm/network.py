@@ -33,7 +33,8 @@ from peers.libp2p_control import split_address
 from peers.libp2p_daemon import Libp2pOptions
 from peers.libp2p_node import Libp2pNode
 from peers.memory import keep_freed_memory
-from peers.node import Node, NodeSettings
+from peers.node import Node
+from peers.node_settings import NodeSettings
 from peers.store.hivemind_dht import HivemindStore
 from peers.training_peer import PeerStopped
 from peers.transport.direct import DirectTransport

@@ -13,7 +13,7 @@ import torch
 from peers.averaging.attempts import average_by_plan
 from peers.averaging.auditing import Replayer
 from peers.averaging.context import MemberContext
-from peers.averaging.evidence import Brought
+from peers.averaging.evidence import Brought, with_coin
 from peers.averaging.fetching import fetch_blocks
 from peers.averaging.gathering import Group, LeftOut, NotFormed
 from peers.averaging.guarding import Guarding, cannot_replay
@@ -213,9 +213,10 @@ class Averager:
         while True:
             try:
                 started_s = asyncio.get_running_loop().time()
-                plan = await self._gather(round_id, join, own_D.numel(), placement)
+                named_join, own = with_coin(self._context, join, brought)
+                plan = await self._gather(round_id, named_join, own_D.numel(), placement)
                 planned_s = asyncio.get_running_loop().time()
-                plan, result, commit, case = await self._average(plan, round_id, own_D, brought)
+                plan, result, commit, case = await self._average(plan, round_id, own_D, own)
                 break
             except TooLate as late:
                 if done := await self._collect(late, own_D.numel()):

@@ -189,7 +189,7 @@ class CoinTable:
         for entry in shown.shares:
             require(entry.member < len(self._plan.members) and entry.member not in commitments, peer, "a coin of other members")
             commitments[entry.member] = await self._commitment_of(entry.member, entry.sealed_commitment, peer)
-        there = self._evidence.commitments.keys() - self._plan.absent
+        there = set(range(len(self._plan.members))) - self._plan.absent
         required = frozenset(there - (self.declared if shown.attempt else set())) | self.shares[shown.attempt].keys() | {self._me}
         shares = {entry.member: entry.share for entry in shown.shares}
         self.shown = commitments

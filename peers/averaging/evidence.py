@@ -10,7 +10,7 @@ needs no lock; whoever goes through all of them goes through a copy (`commitment
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,9 +20,9 @@ from protocols.errors import RemoteProtocolError, RoundError
 from protocols.frames import BytesLike
 from protocols.ids import BlockIndex, PeerId
 from protocols.layout import Blocks
-from protocols.messages import Plan, parse, require, require_hashes
+from protocols.messages import Join, Plan, parse, require, require_hashes
 from protocols.proto.swarm.v1 import trust_pb2 as pb
-from protocols.trust.coin import CoinSecret
+from protocols.trust.coin import CoinSecret, coin_root
 from protocols.trust.statements import COMMITMENT, MAX_STATEMENT_BYTES, REDUCTION, Commitment, Reduction, hashes_root
 
 
@@ -48,12 +48,22 @@ class Brought:
     Args:
         first_sample, samples: of round 0.
         previous_plan_digest, certificate: of later rounds: where it comes from, and sealed checks of those who vouch for it.
+        coin_seed: 32 random bytes of this try: our shares of the coin follow from them, and our join names these.
     """
 
     first_sample: int = 0
     samples: int = 0
     previous_plan_digest: bytes = b""
     certificate: tuple[bytes, ...] = ()
+    coin_seed: bytes = b""
+
+
+def with_coin(context: MemberContext, join: Join, brought: Brought) -> tuple[Join, Brought]:
+    """A join that names fresh shares of a coin, and what they follow from: for one try of one round, in runs that verify."""
+    if context.rules.trust is None:
+        return join, brought
+    secret = CoinSecret(context.me, context.random_bytes(32))
+    return replace(join, coin_root=secret.root), replace(brought, coin_seed=secret.seed)
 
 
 Vouched = Callable[[PeerId, Commitment, Sequence[bytes]], None]
@@ -92,7 +102,7 @@ class Evidence:
         if me is None:
             raise ValueError("evidence of a round that we are not in")
         self.me = me
-        self.secret = CoinSecret(self.digest, context.me, context.random_bytes(32))
+        self.secret = CoinSecret(context.me, brought.coin_seed)
         self.parts: dict[tuple[int, BlockIndex], BytesLike] = {}
         self.committed: dict[int, Committed] = {}
         self.reductions: dict[int, dict[int, tuple[bytes, Reduction]]] = {}
@@ -249,6 +259,9 @@ def read_committed(context: MemberContext, plan: Plan, peer: PeerId, data: bytes
     commitment = Commitment.decode(payload, peer)
     named = (commitment.first_plan_digest, commitment.epoch, commitment.round_index)
     require(named == (plan.digest, plan.epoch, plan.round_index), peer, "a commitment to another round")
+    member = plan.index_of(peer)
+    joined = member is not None and coin_root(commitment.coin) == plan.members[member].join.coin_root
+    require(joined, peer, "shares of the coin that it did not join with")
     contents = require_hashes(m.block_hashes, peer, may_be_missing=False)
     count = context.blocks_of(plan.size_elems).count
     require(len(contents) in (0, count) and hashes_root(contents) == commitment.hashes_root, peer, "hashes that it has not committed to")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from peers.averaging.context import MemberContext
-from peers.averaging.evidence import Brought
+from peers.averaging.evidence import Brought, with_coin
 from peers.averaging.plans import ask_to_join, seal_join
 from peers.averaging.rounds import Rounds
 from protocols.errors import RemoteError, RemoteRefusal, RoundError
@@ -113,10 +113,11 @@ class StandIns:
 
     async def _stand_in(self, leader: PeerId, carried: Carried) -> None:
         rules = self._context.rules
-        own = seal_join(self._context, replace(carried.join, bandwidth_bytes_per_s=0))
+        join, brought = with_coin(self._context, replace(carried.join, bandwidth_bytes_per_s=0), carried.brought)
+        own = seal_join(self._context, join)
         try:
             plan = await ask_to_join(self._context, leader, own, carried.vector_D.numel(), rules.stream_timeout_s)
-            await self._average(plan, carried.vector_D, carried.brought)
+            await self._average(plan, carried.vector_D, brought)
             self._rounds.results.pop(plan.digest, None)
         except (RoundError, RemoteError) as error:
             log.info("epoch %d: we did not stand in at %s: %s", carried.join.epoch, leader.short, error)

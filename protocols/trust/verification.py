@@ -13,7 +13,7 @@ from protocols.errors import RemoteProtocolError, RemoteRefusal
 from protocols.ids import BlockIndex, PeerId
 from protocols.messages import HASH_BYTES, Plan, require
 from protocols.trust.checks import BlockFacts, Figures, drawn_block, suspicious, unverifiable
-from protocols.trust.coin import combine, share_commitment
+from protocols.trust.coin import coin_root, combine, share_commitment
 from protocols.trust.statements import COIN_TRIES, Check, Commitment
 
 
@@ -32,7 +32,8 @@ def check_share(plan: Plan, member: int, commitment: Commitment, attempt: int, s
         RemoteProtocolError: it is not; `by` showed it.
     """
     require(attempt < COIN_TRIES and len(share) == HASH_BYTES, by, "a share of the coin that nobody can have committed to")
-    named = share_commitment(plan.digest, plan.members[member].peer, attempt, share)
+    named = share_commitment(plan.members[member].peer, attempt, share)
+    require(coin_root(commitment.coin) == plan.members[member].join.coin_root, by, "shares of the coin that its member did not join with")
     require(named == commitment.coin[attempt], by, f"a share of the coin that {plan.members[member].peer.short} has not committed to")
 
 
@@ -42,8 +43,8 @@ def accepted_coin(plan: Plan, shown: Shares, required: frozenset[int], commitmen
     Args:
         plan: attempt 0.
         shown: as the leader says.
-        required: members whose shares must be in it: all who committed, as far as we know, but for those that the leader has missed
-            aloud, and whom we could not find either.
+        required: members whose shares must be in it: all of the plan that are not absent, but for those that the leader has missed aloud in
+            an earlier try, and whom we could not find either.
         commitments: of all whose shares are shown.
         leader: who says so.
 

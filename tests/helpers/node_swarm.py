@@ -17,7 +17,8 @@ from peers.clock import SimulatedClock
 from peers.conduct import HONEST, Conduct
 from peers.expulsion import Expelled
 from peers.interfaces import Endpoint, Handlers, Stream, Traffic
-from peers.node import Node, NodeSettings
+from peers.node import Node
+from peers.node_settings import NodeSettings
 from peers.state_snapshot import StateSnapshot
 from peers.store.memory import MemoryStore, MemorySwarm
 from peers.transport.simulated import LinkSpec, SimulatedNetwork, SimulatedTransport

@@ -54,6 +54,7 @@ def test_who_comes_back_without_knowing_of_its_ban_is_refused_by_most_and_ends()
         async with NodeSwarm(trust=TRUST) as swarm:
             honest, liar = await with_a_liar(swarm)
             await swarm.until(lambda: liar.expelled is not None, limit_s=10.0)
+            await swarm.pass_time(10.0)  # whoever wanted to show it the proof has done so, or given up
             again = swarm.add(LIAR, held=state(0))
             await swarm.until(lambda: again.expelled is not None, limit_s=40.0)
             assert "3 of 3 members of the run refuse this peer because it is banned" in str(again.expelled)

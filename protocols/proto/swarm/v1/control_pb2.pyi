@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Join(_message.Message):
-    __slots__ = ("epoch", "state_hash", "weight", "bandwidth_bytes_per_s", "round_index", "input_hash", "proven", "part_memory_bytes")
+    __slots__ = ("epoch", "state_hash", "weight", "bandwidth_bytes_per_s", "round_index", "input_hash", "proven", "part_memory_bytes", "coin_root")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STATE_HASH_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,7 @@ class Join(_message.Message):
     INPUT_HASH_FIELD_NUMBER: _ClassVar[int]
     PROVEN_FIELD_NUMBER: _ClassVar[int]
     PART_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COIN_ROOT_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     state_hash: bytes
     weight: float
@@ -24,7 +25,8 @@ class Join(_message.Message):
     input_hash: bytes
     proven: _containers.RepeatedCompositeFieldContainer[Proven]
     part_memory_bytes: int
-    def __init__(self, epoch: _Optional[int] = ..., state_hash: _Optional[bytes] = ..., weight: _Optional[float] = ..., bandwidth_bytes_per_s: _Optional[int] = ..., round_index: _Optional[int] = ..., input_hash: _Optional[bytes] = ..., proven: _Optional[_Iterable[_Union[Proven, _Mapping]]] = ..., part_memory_bytes: _Optional[int] = ...) -> None: ...
+    coin_root: bytes
+    def __init__(self, epoch: _Optional[int] = ..., state_hash: _Optional[bytes] = ..., weight: _Optional[float] = ..., bandwidth_bytes_per_s: _Optional[int] = ..., round_index: _Optional[int] = ..., input_hash: _Optional[bytes] = ..., proven: _Optional[_Iterable[_Union[Proven, _Mapping]]] = ..., part_memory_bytes: _Optional[int] = ..., coin_root: _Optional[bytes] = ...) -> None: ...
 
 class Proven(_message.Message):
     __slots__ = ("peer", "bytes_per_s")

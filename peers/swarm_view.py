@@ -1,0 +1,50 @@
+"""The swarm as one member shows it to its trainer and to whoever watches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from peers.training_peer import BannedView, MemberView, SwarmView
+from protocols.ids import PeerId
+from protocols.progress import SwarmProgress
+from protocols.records import Progress
+from protocols.trust.ledger import Ban
+
+
+def swarm_view(
+    swarm: SwarmProgress, target_samples: int, members: Iterable[Progress], roles: Mapping[PeerId, str], bans: Iterable[Ban]
+) -> SwarmView:
+    """Put it together.
+
+    Args:
+        swarm: by quorum.
+        target_samples: that end an epoch.
+        members: newest progress of everybody, ourselves included.
+        roles: as far as they are announced; others count as trainers.
+        bans: known ones.
+    """
+    return SwarmView(
+        swarm.epoch,
+        swarm.samples,
+        target_samples,
+        swarm.eta_s if swarm.samples_per_s else None,
+        tuple(_member_view(progress, roles.get(progress.peer, "trainer")) for progress in members),
+        swarm.state_hash,
+        swarm.behind,
+        tuple(BannedView(ban.accused, ban.epoch, ban.offence.sentence) for ban in bans),
+    )
+
+
+def _member_view(progress: Progress, role: str) -> MemberView:
+    return MemberView(
+        progress.peer,
+        role,
+        progress.phase,
+        progress.epoch,
+        progress.samples,
+        progress.samples_per_s,
+        progress.sent_bytes,
+        progress.received_bytes,
+        progress.loss,
+        progress.state_hash,
+    )
