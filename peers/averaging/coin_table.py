@@ -64,7 +64,7 @@ class CoinTable:
         self._me = evidence.me
         self._hooks = hooks
         self.shares: dict[int, dict[int, bytes]] = {attempt: {} for attempt in range(COIN_TRIES)}
-        self.commitments = {i: (known.sealed, known.commitment) for i, known in evidence.committed.items()}
+        self.commitments = {i: (known.sealed, known.commitment) for i, known in evidence.commitments.items()}
         self.declared: set[int] = set()
         self.highest_attempt = 0
         self.shown: dict[int, Commitment] = {}
@@ -200,8 +200,7 @@ class CoinTable:
 
     async def _note_reduction(self, sealed: bytes, by: PeerId) -> None:
         """A reducer's statement as the leader has it; another one than we have been given convicts the reducer."""
-        held = {known for attempts in self._evidence.reductions.values() for known, _ in attempts.values()}
-        if sealed in held:
+        if any(sealed == held for _, held, _ in self._evidence.statements):
             return
         signer = (await self._context.heavy(lambda: self._context.notary.open_old(REDUCTION, sealed)))[0]
         member = self._plan.index_of(signer)

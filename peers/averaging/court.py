@@ -1,7 +1,7 @@
 """Judgements of a group, and the bans that follow: what a member says of others, and what it believes of what they say.
 
-A member judges only what it has looked into itself. As soon as more than half of those who were to agree in a round have said the same of
-one of its members, their signed words are the proof of a ban, for whoever sees them, at any time.
+A member judges only what it has looked into itself. As soon as enough of those who were to agree in a round (`trust.ledger.Quorum`) have
+said the same of one of its members, their signed words are the proof of a ban, for whoever sees them, at any time.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Court:
         """A member's own signed statements prove it guilty: no judgement is needed."""
         proof = ban_by_statements(accused, offence, statements)
         try:
-            ban = check_ban(proof, self._context.notary.open_old, self.epoch, self._group_size, None, self._quorum)
+            ban = self._checked(proof, None)
         except RemoteProtocolError as error:
             log.info("no proof against %s: %s", accused.short, error)
             return
@@ -242,13 +242,13 @@ class Court:
         for proof in proofs:
             if self._accused_of(proof, by) not in self._context.ledger:
                 try:
-                    await self._learn(proof, self._group_size, by, self._quorum)
+                    self._take(await self._context.heavy(partial(self._checked, proof, by)))
                 except RemoteRefusal as error:
                     log.info("ban not taken over: %s", error)
 
-    async def _learn(self, proof: bytes, group_size: GroupSize, by: PeerId, quorum: Quorum) -> None:
-        check = partial(check_ban, proof, self._context.notary.open_old, self.epoch, group_size, by, quorum)
-        self._take(await self._context.heavy(check))
+    def _checked(self, proof: bytes, by: PeerId | None) -> Ban:
+        """Raises as `check_ban`. Runs in the pool where others send the proof."""
+        return check_ban(proof, self._context.notary.open_old, self.epoch, self._group_size, by, self._quorum)
 
     @staticmethod
     def _accused_of(proof: bytes, by: PeerId) -> PeerId:

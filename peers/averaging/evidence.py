@@ -1,7 +1,10 @@
-"""What a member keeps of a verified round: what everybody committed to, and the bytes that stand for it, until the next epoch is over.
+"""What a member keeps of a verified round: what everybody committed to, and the bytes that stand for it, as long as it can be audited.
 
 Nothing here is believed before it is checked: parts are kept with the hash that their sender has signed. Statements name their round, so
 none is too old to count: a round may take longer than a signed message is believed otherwise.
+
+Statements are checked, and taken in, in the pool while the event loop reads here. Entries are added and never replaced, so looking one up
+needs no lock; whoever goes through all of them goes through a copy (`commitments`, `statements`).
 """
 
 from __future__ import annotations
@@ -218,12 +221,21 @@ class Evidence:
         """Whether the blocks of a reduction were a member's to reduce: nobody can take the blame for what another has reduced."""
         return all(self._reducers.get((reduction.attempt, block)) == member for block in reduction.blocks)
 
+    @property
+    def commitments(self) -> dict[int, Committed]:
+        """What members have signed so far, by index."""
+        return self.committed.copy()
+
+    @property
+    def statements(self) -> tuple[tuple[int, bytes, Reduction], ...]:
+        """What reducers have signed so far: (member, sealed, what it says)."""
+        return tuple((member, *said) for member, attempts in self.reductions.copy().items() for said in attempts.copy().values())
+
     def radius_of(self, block: BlockIndex) -> tuple[int, float] | None:
         """Who reduced a block, and the radius that it stated; of the last attempt. None if nobody has said so."""
         found = [
-            (attempt, member, reduction.radii[reduction.blocks.index(block)])
-            for member, attempts in self.reductions.items()
-            for attempt, (_, reduction) in attempts.items()
+            (reduction.attempt, member, reduction.radii[reduction.blocks.index(block)])
+            for member, _, reduction in self.statements
             if block in reduction.blocks
         ]
         return max(found)[1:] if found else None

@@ -105,6 +105,8 @@ async def _shows_nothing(context: MemberContext, evidence: Evidence, missing: Se
 
 @dataclass(frozen=True, slots=True)
 class _Case:
+    """A block whose parts, as far as they could be `had`, are in the evidence; `convicted`: its reducer is banned for false blocks."""
+
     context: MemberContext
     evidence: Evidence
     plan: Plan

@@ -20,7 +20,7 @@ from peers.averaging.rounds import Rounds
 from peers.averaging.verifying import Verified, Verifying, VerifyingHooks
 from protocols.butterfly import accepted_weight, contributors_in
 from protocols.content import input_hash
-from protocols.ids import BlockIndex, Epoch, PeerId
+from protocols.ids import BlockIndex, Epoch
 from protocols.messages import Commit, Plan
 from protocols.trust.audits import AUDIT_WITHIN_S, AUDITABLE_EPOCHS
 from protocols.trust.checks import BlockFacts, block_norm, codec_error, doubts, figures_of
@@ -92,6 +92,7 @@ class VerifiedRounds:
         self._court = court
         self._blame = blame
         self.cases: dict[bytes, Case] = {}
+        self._unfinished: dict[bytes, Evidence] = {}
         self._concluded: Expected[bytes, Case] = Expected(_REMEMBERED_CASES)
 
     async def average(self, plan: Plan, own_D: torch.Tensor, brought: Brought, vouched: Vouched) -> tuple[Case, Commit]:
@@ -108,6 +109,7 @@ class VerifiedRounds:
         """
         self._forget(plan.epoch)
         evidence = Evidence(self._context, plan, own_D, brought, vouched, self._court.breach_in(plan.digest))
+        self._unfinished[evidence.digest] = evidence
         self._court.open_round(plan)
         self._judge_claims(plan)
         await evidence.commit()
@@ -118,6 +120,7 @@ class VerifiedRounds:
         agreed, verified = input_hash(result.contents, evidence.digest), await verifying.run()
         case = Case(evidence, last_plan, result, verified, agreed, ended_s=asyncio.get_running_loop().time())
         self.cases[evidence.digest] = case
+        self._unfinished.pop(evidence.digest, None)
         self._concluded.put(evidence.digest, case)
         if case.verified is None:
             log.info("epoch %d: round %d could not be verified", plan.epoch, plan.round_index)
@@ -130,7 +133,9 @@ class VerifiedRounds:
         return self.cases.get(first_plan_digest) or await self._concluded.get(first_plan_digest, self._context.rules.stall_timeout_s)
 
     def _forget(self, now: Epoch) -> None:
-        """What nobody asks about any more."""
+        """What nobody asks about any more; of rounds that came to nothing others may have a result, and look for parts for a while."""
+        for digest in [digest for digest, evidence in self._unfinished.items() if evidence.plan.epoch + 1 < now]:
+            self._unfinished.pop(digest).forget()
         trust = self._context.rules.trust
         audited = trust is not None and trust.auditors > 0
         latest_s = asyncio.get_running_loop().time() - (AUDIT_WITHIN_S if audited else 0.0)
@@ -215,7 +220,3 @@ class VerifiedRounds:
             facts[block] = BlockFacts(weights_G, radius, block_norm(result_E), codec_error(codec, result_E), clipped)
         vanishing = bool(plan.round_index) or (trust is not None and trust.vanishing)
         return blocks_to_look_at(contributors, case.checks, facts, case.evidence.coin, vanishing=vanishing)
-
-
-def vouched_by_nobody(peer: PeerId, *_: object) -> None:
-    """In round 0 there is nothing to vouch for."""

@@ -107,11 +107,8 @@ class Verifying:
         """Verify under the first leader that is there; None if nobody could lead us through."""
         try:
             for leader in settlement_order(self._plan):
-                if leader == self._me:
-                    await self._lead()
-                elif not await self._follow(leader):
-                    continue
-                return Verified(self._coin, self._checks, self._table.shown)
+                if await (self._lead() if leader == self._me else self._follow(leader)):
+                    return Verified(self._coin, self._checks, self._table.shown)
             return None
         finally:
             self._finished = True
@@ -193,7 +190,17 @@ class Verifying:
 
     # Leading
 
-    async def _lead(self) -> None:
+    async def _lead(self) -> bool:
+        """Whether we have led: not if others spoil every try of the coin, one after the other."""
+        try:
+            with plain_remote_errors():
+                await self._lead_through()
+        except RemoteRefusal as error:
+            log.info("epoch %d: not verified: %s", self._plan.epoch, error)
+            return False
+        return True
+
+    async def _lead_through(self) -> None:
         everyone = set(range(len(self._plan.members))) - self._plan.absent - {self._me}
         attempt = 0
         async with alongside(self._give_up_strangers(everyone)):
@@ -237,7 +244,7 @@ class Verifying:
     async def _announce_coin(self, attempt: int) -> None:
         shares = self._table.shares[attempt]
         entries = [pb.MemberShare(member=i, sealed_commitment=self._table.commitments[i][0], share=shares[i]) for i in sorted(shares)]
-        reductions = [sealed for attempts in self._evidence.reductions.values() for sealed, _ in attempts.values()]
+        reductions = [sealed for _, sealed, _ in self._evidence.statements]
         shown = pb.Coin(attempt=attempt, shares=entries, sealed_reductions=reductions)
         self._coin = await self._table.accept_coin(shown, self._me)
         self._say(shown)

@@ -24,7 +24,7 @@ class CertifiedResult:
 
     Args:
         first_plan_digest, epoch, round_index: the round.
-        result_hash: `messages.input_hash` of the result.
+        result_hash: `content.input_hash` of the result.
         weight: samples in it.
     """
 

@@ -9,7 +9,7 @@ class Offence(StrEnum):
     """Why a member is out. Names travel; never rename one."""
 
     EQUIVOCATION = "equivocation"
-    """It signed two statements of one kind for one round. Proof: the two."""
+    """It signed two different statements where one is due, such as two commitments to one round. Proof: the two."""
     REDUCTION = "reduction"
     """A block that it reduced is not the aggregate of the parts committed to. Everybody in the group reduces it again."""
     CHECK = "check"
@@ -17,13 +17,13 @@ class Offence(StrEnum):
     CONTRIBUTION = "contribution"
     """What it contributed is not what its samples give. Everybody in the group who can replays it."""
     MALFORMED = "malformed"
-    """It broke the protocol towards more than half of its group: bytes that are no block, NaN, stale or forged statements."""
+    """It broke the protocol towards most of its group: bytes that are no block or not those committed to, statements not its own."""
     WITHHELD_COIN = "withheld-coin"
     """It lives, and showed its share of the coin to none of more than half of its group."""
     ABSURD_CLAIM = "absurd-claim"
     """It signed a claim that no honest member can make, such as an epoch a million ahead."""
     FALSE_ACCUSATION = "false-accusation"
-    """It accused somebody of a contribution or a check that everybody else finds in order."""
+    """It accused somebody of what everybody else finds in order."""
 
     @property
     def sentence(self) -> str:

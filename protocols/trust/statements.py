@@ -107,7 +107,7 @@ class Reduction:
     Args:
         first_plan_digest, attempt: when.
         blocks: which, ascending.
-        block_hashes: of each, contributors included (`messages.block_hash`).
+        block_hashes: of each, contributors included (`content.block_hash`).
         radii: of clipping in each; infinite where nothing was clipped.
     """
 

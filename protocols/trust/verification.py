@@ -43,8 +43,8 @@ def accepted_coin(plan: Plan, shown: Shares, required: frozenset[int], commitmen
     Args:
         plan: attempt 0.
         shown: as the leader says.
-        required: members whose shares must be in it: all who committed, as far as we know, but for those that the leader has missed
-            aloud, and whom we could not find either.
+        required: members whose shares must be in it: all of the plan that are not absent, but for those that the leader has missed aloud in
+            an earlier try, and whom we could not find either.
         commitments: of all whose shares are shown.
         leader: who says so.
 

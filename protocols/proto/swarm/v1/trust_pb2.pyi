@@ -173,16 +173,12 @@ class Ban(_message.Message):
     def __init__(self, accused: _Optional[bytes] = ..., offence: _Optional[str] = ..., plan: _Optional[bytes] = ..., judgements: _Optional[_Iterable[bytes]] = ..., statements: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class LedgerPage(_message.Message):
-    __slots__ = ("bans", "more", "served_peers", "served_epochs")
+    __slots__ = ("bans", "more")
     BANS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
-    SERVED_PEERS_FIELD_NUMBER: _ClassVar[int]
-    SERVED_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     bans: _containers.RepeatedScalarFieldContainer[bytes]
     more: bool
-    served_peers: _containers.RepeatedScalarFieldContainer[bytes]
-    served_epochs: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, bans: _Optional[_Iterable[bytes]] = ..., more: _Optional[bool] = ..., served_peers: _Optional[_Iterable[bytes]] = ..., served_epochs: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, bans: _Optional[_Iterable[bytes]] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class LedgerRequest(_message.Message):
     __slots__ = ("offset",)
