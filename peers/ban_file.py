@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from peers.interfaces import Clock
 from peers.private_files import PUBLIC_MODE, read_bounded, write_atomic
 from protocols.certificate import membership_checker
-from protocols.errors import RemoteProtocolError, StateDirError
+from protocols.errors import RemoteError, StateDirError
 from protocols.ids import Epoch, RunId
 from protocols.proto.swarm.v1 import trust_pb2 as pb
 from protocols.signing import open_old_envelope
@@ -42,10 +42,10 @@ def load_ledger(state_dir: Path, run: RunId, authority_key: bytes, clock: Clock)
         raise StateDirError(f"{path} is damaged: remove it, and other members will tell of bans again.") from error
     membership, ledger = membership_checker(run, authority_key), Ledger()
     for proof in proofs:
-        try:
+        try:  # when we learned of it we had seen that epoch
             opener = lambda kind, sealed: open_old_envelope(sealed, kind, run, clock.now(), membership)  # noqa: E731
             ledger.add(check_ban(proof, opener, Epoch(0), lambda *_: 1, None))
-        except RemoteProtocolError as error:
+        except RemoteError as error:
             log.warning("a ban that was remembered is forgotten: %s", error)
     return ledger
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from peers.averaging.liveness import ALIVE
 from peers.interfaces import Endpoint, Handlers, Stream, Traffic, Transport
 from peers.transport.handling import BANNED
-from protocols.errors import ExitCode, RemoteRefusal, UserError
+from protocols.errors import ExitCode, RemoteError, RemoteRefusal, UserError
 from protocols.ids import PeerId
 from protocols.trust.ledger import Ban, Ledger
 
@@ -90,6 +93,18 @@ class RefusalWatch:
     async def close(self) -> None:
         """See `Transport.close`."""
         await self._transport.close()
+
+    async def refused_by_most(self, known: Sequence[Endpoint], timeout_s: float) -> str | None:
+        """As soon as one member refuses us as banned, ask all of these; why we end if most of them do, for the person whose peer it is."""
+        if not self.refusing:
+            return None
+        await asyncio.gather(*(self._knock(endpoint, timeout_s) for endpoint in known))
+        refusing = sum(endpoint.peer in self.refusing for endpoint in known)
+        return refused_sentence(refusing, len(known)) if 2 * refusing > len(known) else None
+
+    async def _knock(self, endpoint: Endpoint, timeout_s: float) -> None:
+        with contextlib.suppress(RemoteError):
+            await self.call(endpoint, ALIVE, b"", timeout_s=timeout_s)
 
     def _note(self, peer: PeerId, error: RemoteRefusal) -> None:
         if error.peer == peer and error.code == BANNED:

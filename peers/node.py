@@ -19,13 +19,12 @@ from peers.averaging.auditing import Replay
 from peers.averaging.averager import Averager, RoundDone
 from peers.averaging.context import AveragingRules, MemberContext
 from peers.averaging.gathering import LeftOut
-from peers.averaging.liveness import ALIVE
 from peers.bandwidth import Bandwidth
 from peers.bridge import PeerHandle
 from peers.conduct import HONEST, Conduct
-from peers.expulsion import Expelled, RefusalWatch, ban_sentence, refused_sentence
+from peers.expulsion import Expelled, RefusalWatch, ban_sentence
 from peers.identity import Identity
-from peers.interfaces import Clock, Endpoint, Handlers, RecordStore, Transport
+from peers.interfaces import Clock, Handlers, RecordStore, Transport
 from peers.notary import MemberNotary
 from peers.roster import Roster
 from peers.state_server import StateServer
@@ -43,7 +42,7 @@ from peers.training_peer import (
     TrainerReport,
 )
 from protocols.certificate import membership_checker
-from protocols.errors import RemoteError, RemoteProtocolError, RoundError
+from protocols.errors import RemoteProtocolError, RoundError
 from protocols.ids import Epoch, PeerId, RunId, SwarmTime
 from protocols.messages import Join
 from protocols.progress import SwarmProgress, estimate
@@ -242,20 +241,11 @@ class Node:
 
     async def _mind_refusals(self) -> None:
         """Whom most others refuse as banned has no place here, even if nobody has shown it a proof."""
-        while self._settings.rules.trust:
+        while self._settings.rules.trust and not self._expelled:
             await asyncio.sleep(REFUSALS_EVERY_S)
-            if not self._transport.refusing:
-                continue
             known = [endpoint for peer in self.roster.others() if (endpoint := self.roster.endpoint(peer))]
-            await asyncio.gather(*(self._knock(endpoint) for endpoint in known))
-            refusing = sum(endpoint.peer in self._transport.refusing for endpoint in known)
-            if 2 * refusing > len(known) and not self._expelled:
-                self._leave_banned(refused_sentence(refusing, len(known)))
-
-    async def _knock(self, endpoint: Endpoint) -> None:
-        """Whether a member still talks to us; `RefusalWatch` takes note."""
-        with contextlib.suppress(RemoteError):
-            await self._transport.call(endpoint, ALIVE, b"", timeout_s=self._settings.rules.stall_timeout_s)
+            if sentence := await self._transport.refused_by_most(known, self._settings.rules.stall_timeout_s):
+                self._leave_banned(sentence)
 
     async def _replay(self, replay: Replay) -> torch.Tensor | None:
         """Have the trainer compute somebody's contribution again."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import accumulate
 
 from peers.averaging.context import MemberContext
 from peers.interfaces import Endpoint
@@ -45,6 +46,14 @@ GroupSize = Callable[[Epoch, int, PeerId], int]
 
 CommitmentOf = Callable[[bytes, PeerId], bytes | None]
 """(first plan, member) -> its sealed commitment to that round, if we have it."""
+
+
+def _first_page(bans: Sequence[Ban]) -> list[Ban]:
+    """As many as one call carries, and at least one if there are any."""
+    sizes_bytes = accumulate(len(ban.proof) for ban in bans)
+    return [
+        ban for number, (ban, so_far_bytes) in enumerate(zip(bans, sizes_bytes, strict=True)) if not number or so_far_bytes <= _PAGE_BYTES
+    ]
 
 
 class Court:
@@ -175,8 +184,10 @@ class Court:
         for peer in dict.fromkeys(peers) if fresh else ():  # in an order that does not depend on the process
             news = [ban for ban in fresh if peer not in self._told.setdefault(ban.accused, set())]
             endpoint = self._context.directory.endpoint(peer)
-            if news and peer != self._context.me and endpoint:
-                self._context.tasks.create_task(self._tell_bans(endpoint, news), name=f"bans to {peer.short}")
+            while news and peer != self._context.me and endpoint:
+                page = _first_page(news)
+                news = news[len(page) :]
+                self._context.tasks.create_task(self._tell_bans(endpoint, page), name=f"bans to {peer.short}")
 
     async def _tell_bans(self, endpoint: Endpoint, bans: list[Ban]) -> None:
         """All in one call. Whoever does not hear it is told again when we meet the next time."""
@@ -249,14 +260,8 @@ class Court:
     async def _on_ledger(self, sender: PeerId, request: bytes) -> bytes:
         """A page of our bans, for newcomers."""
         bans = self._context.ledger.bans[parse(pb.LedgerRequest, request, sender).offset :]
-        page: list[bytes] = []
-        size_bytes = 0
-        for ban in bans:
-            size_bytes += len(ban.proof)
-            if page and size_bytes > _PAGE_BYTES:
-                break
-            page.append(ban.proof)
-        return pb.LedgerPage(bans=page, more=len(page) < len(bans)).SerializeToString()
+        page = _first_page(bans)
+        return pb.LedgerPage(bans=[ban.proof for ban in page], more=len(page) < len(bans)).SerializeToString()
 
     async def fetch_ledger(self, peers: Iterable[PeerId]) -> int:
         """Learn the bans that others know; returns how many there are now. Whoever shows one that proves nothing is passed over."""

@@ -25,6 +25,8 @@ from protocols.trust.ledger import Ban, majority, two_thirds
 from protocols.trust.statements import Commitment
 
 _REMEMBERED_PLACEMENTS = 16
+_REMEMBERED_EPOCHS = 2**12
+"""Of which we still know whether the swarm was in several groups: what was too weak for a ban then must not be enough later."""
 
 
 async def cannot_replay(_replay: Replay) -> torch.Tensor | None:
@@ -47,6 +49,7 @@ class Guarding:
         self._blame = blame
         self._rounds = rounds
         self._placements: dict[Epoch, Placement] = {}
+        self._in_groups: dict[Epoch, bool] = {}
         self._served: Counter[PeerId] = Counter()
         self._placed_since: dict[PeerId, Epoch] = {}
         self._first_epoch: Epoch | None = None
@@ -64,9 +67,12 @@ class Guarding:
         """Our view of an epoch's grid."""
         self._first_epoch = epoch if self._first_epoch is None else self._first_epoch
         self._placements[epoch] = placement
+        self._in_groups[epoch] = placement.rounds > 1
         self.court.epoch = max(self.court.epoch, epoch)
         for peer in placement.members:
             self._placed_since.setdefault(peer, epoch)
+        while len(self._in_groups) > _REMEMBERED_EPOCHS:
+            del self._in_groups[min(self._in_groups)]
         while len(self._placements) > _REMEMBERED_PLACEMENTS:
             del self._placements[min(self._placements)]
 
@@ -81,8 +87,8 @@ class Guarding:
 
     def _quorum(self, epoch: Epoch, electorate: int) -> int:
         """Of the jurors of one group; by the number of groups as we see it, or as we see it now where we have seen nothing of an epoch."""
-        placement = self._placements.get(epoch) or next(reversed(self._placements.values()), None)
-        return two_thirds(epoch, electorate) if placement and placement.rounds > 1 else majority(epoch, electorate)
+        now = next(reversed(self._in_groups.values()), False)
+        return two_thirds(epoch, electorate) if self._in_groups.get(epoch, now) else majority(epoch, electorate)
 
     def _commitment_of(self, first_plan_digest: bytes, peer: PeerId) -> bytes | None:
         evidence, verifying = self._rounds.evidence.peek(first_plan_digest), self._rounds.verifyings.peek(first_plan_digest)

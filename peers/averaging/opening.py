@@ -1,9 +1,14 @@
-"""Reducing a block again in the open: everybody gets its parts, computes the aggregate, and sees who lied (papers.md B.3, steps 7 to 9)."""
+"""Reducing a block again in the open: everybody gets its parts, computes the aggregate, and sees who lied (papers.md B.3, steps 7 to 9).
+
+Everybody must end with the same block. A reducer that lied is banned while some are still at it, and then gives its own part to nobody, so
+that part is left out of what is put right, by all. Those of others are had from whoever has had them.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -74,13 +79,16 @@ async def open_block(
     stated = evidence.radius_of(block)
     reducer = stated[0] if stated else next((task.member for task in evidence.plan.reduce if task.block == block), None)
     first = [plan.members[reducer].peer] if reducer is not None else []
+    others = [member.peer for i, member in enumerate(plan.members) if i not in plan.absent]
     had = []
     for member in fold_order(plan, contributors):
-        if await fetch_parts(context, evidence, member, [block], [*first, plan.members[member].peer]):
+        if await fetch_parts(context, evidence, member, [block], dict.fromkeys([*first, plan.members[member].peer, *others])):
             had.append(member)
     if not had:
         return Opened(complete=False)
-    case = _Case(context, evidence, plan, result, block, tuple(had), reducer)
+    ban = context.ledger.of(plan.members[reducer].peer) if reducer is not None else None
+    convicted = ban is not None and ban.offence is Offence.REDUCTION and set(contributors) - set(had) == {reducer}
+    case = _Case(context, evidence, plan, result, block, tuple(had), reducer, convicted)
     return await context.heavy(lambda: case.judge(checks, complete=len(had) == len(contributors)))
 
 
@@ -93,47 +101,52 @@ class _Case:
     block: BlockIndex
     had: tuple[int, ...]
     reducer: int | None
+    convicted: bool
 
     def judge(self, checks: dict[int, Check], *, complete: bool) -> Opened:
         """Reduce again and compare. Runs in the pool."""
         try:
-            parts_GE = [self._part(member) for member in self.had]
+            parts = {member: self._part(member) for member in self.had}
         except ValueError as error:  # committed to bytes that are no block: their sender is left out, whoever took them
             log.info("block %d of epoch %d: %s", self.block, self.plan.epoch, error)
             return Opened(complete=False)
         start, stop = self.result.blocks.span(self.block)
         claimed_E = self.result.averaged_D[start:stop]
-        mean_E, spread = self._aggregate(parts_GE)
+        mean_E, spread = self._aggregate(parts)
         codec = self.context.rules.codec
-        data = codec.encode(mean_E)
-        found_E = codec.decode(data, stop - start)
+        found_E = codec.decode(codec.encode(mean_E), stop - start)
         facts = BlockFacts((1.0,), math.inf, block_norm(claimed_E), codec_error(codec, claimed_E))
         findings, right = [], None
-        if reductions_differ(claimed_E, found_E, facts, spread):
-            mask = sum(1 << member for member in self.had)
-            right = BlockBytes(FrameKind.RESULT, self.block, bytes(data), mask)
+        if self.convicted or reductions_differ(claimed_E, found_E, facts, spread):
+            right = self._put_right(parts)
             if complete and self.reducer is not None:
                 findings.append(Finding(self.plan.members[self.reducer].peer, Offence.REDUCTION))
         if complete:
-            findings += self._false_figures(parts_GE, claimed_E, checks)
+            findings += self._false_figures(parts, claimed_E, checks)
         return Opened(tuple(findings), right, complete)
 
     def _part(self, member: int) -> Part:
         return self.context.rules.codec.open(self.evidence.part(member, self.block), self.result.blocks.elems(self.block))
 
-    def _aggregate(self, parts_GE: list[Part]) -> tuple[torch.Tensor, float]:
+    def _put_right(self, parts: Mapping[int, Part]) -> BlockBytes:
+        """The block without its reducer's part, unless there is no other."""
+        counted = {member: part for member, part in parts.items() if member != self.reducer} or parts
+        data = self.context.rules.codec.encode(self._aggregate(counted)[0])
+        return BlockBytes(FrameKind.RESULT, self.block, bytes(data), sum(1 << member for member in counted))
+
+    def _aggregate(self, parts: Mapping[int, Part]) -> tuple[torch.Tensor, float]:
         """The aggregate, and how far the parts lie around it as far as that counts."""
-        weights_G = [self.plan.weights[member] for member in self.had]
+        parts_GE, weights_G = list(parts.values()), [self.plan.weights[member] for member in parts]
         trust = self.context.rules.trust
         if trust is None or self.plan.round_index:
             return weighted_mean(parts_GE, weights_G), 0.0
         aggregated = trust.aggregator_of(len(parts_GE), self.evidence.digest).aggregate(parts_GE, weights_G)
         return aggregated.value_E, aggregated.radius if math.isfinite(aggregated.radius) else 0.0
 
-    def _false_figures(self, parts_GE: list[Part], claimed_E: torch.Tensor, checks: dict[int, Check]) -> list[Finding]:
+    def _false_figures(self, parts: Mapping[int, Part], claimed_E: torch.Tensor, checks: dict[int, Check]) -> list[Finding]:
         """Verification 1, by everybody: a contributor's figures must be those of its part."""
         findings = []
-        for member, part_E in zip(self.had, parts_GE, strict=True):
+        for member, part_E in parts.items():
             check = checks.get(member)
             if check is None:
                 continue

@@ -18,6 +18,7 @@ from peers.averaging.averager import Averaged
 from peers.averaging.trust_rules import TrustRules
 from peers.conduct import Conduct
 from peers.testing import make_key
+from peers.transport.simulated import LinkSpec
 from protocols.aggregation import aggregator_named
 from protocols.errors import RoundError
 from protocols.ids import Epoch, PeerId
@@ -26,6 +27,7 @@ from tests.helpers.averaging_swarm import SimulatedSwarm, averaged, contribution
 ELEMS, BLOCK_ELEMS = 800, 100
 MOST_SAMPLES = 100.0
 FIRST_ATTACK = 1
+FAR_S = 0.4
 
 
 def peer_of(number: int) -> PeerId:
@@ -43,6 +45,7 @@ class Scene:
         victims: numbers of those that are picked on.
         auditors: drawn in each epoch.
         seed: of everything random.
+        far: numbers of those whose messages take `FAR_S` each way.
     """
 
     count: int = 8
@@ -50,6 +53,7 @@ class Scene:
     victims: tuple[int, ...] = (0, 2)
     auditors: int = 1
     seed: int = 0
+    far: tuple[int, ...] = ()
 
     @property
     def honest(self) -> tuple[int, ...]:
@@ -118,6 +122,8 @@ async def play(attack: str, scene: Scene, epochs: int, until: Callable[[Played],
     averaging = rules(settings.pop("codec", "fp32"), BLOCK_ELEMS, trust=trust)
     played = Played(scene, [], [])
     async with SimulatedSwarm(scene.count, averaging=averaging, seed=scene.seed, conducts=conducts, replayer=replayer) as swarm:
+        for number in scene.far:
+            swarm.network.set_host(peer_of(number), LinkSpec(latency_s=FAR_S))
         for epoch in range(epochs):
             banned = {number for found in played.bans for number in found}
             present = [number for number in range(scene.count) if number not in banned]
@@ -156,6 +162,26 @@ async def _settled(swarm: SimulatedSwarm, present: list[int]) -> None:
     await asyncio.sleep(1.0)
     for number in present:
         swarm.members[number].directory.suspects.clear()
+
+
+def parts_left_out(played: Played, epoch: int) -> list[int | None] | None:
+    """Whose part is missing in each block: of an attacker, or of nobody; None if the honest members do not all hold the same.
+
+    Raises:
+        AssertionError: a block is no such aggregate.
+    """
+    held = played.results[epoch]
+    if len({vector_D.numpy().tobytes() for vector_D in held}) != 1 or len(held) != len(played.scene.honest):
+        return None
+    everybody = tuple(range(played.scene.count))
+    possible = {left: aggregate_of(tuple(n for n in everybody if n != left)) for left in (None, *played.scene.attackers)}
+    missing: list[int | None] = []
+    for start in range(0, ELEMS, BLOCK_ELEMS):
+        block = slice(start, start + BLOCK_ELEMS)
+        fitting = [left for left, whole_D in possible.items() if torch.allclose(held[0][block], whole_D[block], rtol=0.0, atol=1e-5)]
+        assert len(fitting) == 1, f"block at {start} is the aggregate of no known parts"
+        missing.append(fitting[0])
+    return missing
 
 
 def right_bytes(played: Played, expected_D: torch.Tensor, epoch: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from peers.simulation import run_simulated
-from tests.helpers.attack_scene import Played, Scene, aggregate_of, play, right_bytes
+from tests.helpers.attack_scene import Played, Scene, aggregate_of, parts_left_out, play, right_bytes
 
 EVERYBODY = tuple(range(8))
 SCENE = Scene()
@@ -20,7 +20,22 @@ def test_a_false_aggregate_is_put_right_and_its_reducers_are_out(attack: str) ->
     found = played(attack, "reduction")
     assert found.everybody_bans("reduction")
     assert found.epochs == 2
-    assert right_bytes(found, aggregate_of(EVERYBODY), epoch=1)
+    left_out = parts_left_out(found, epoch=1)
+    assert left_out is not None
+    assert sorted(number for number in left_out if number is not None) == sorted(SCENE.attackers), (
+        "each reduces one block, without its part"
+    )
+
+
+@pytest.mark.parametrize("far", [(0,), (2, 3)])
+def test_who_looks_after_the_reducer_was_banned_puts_the_same_right(far: tuple[int, ...]) -> None:
+    """By then its own part cannot be had from it."""
+    scene = Scene(attackers=(1,), victims=(), far=far)
+    found = run_simulated(play("lying_reducer", scene, 2), seed=0, limit_s=10000)
+    assert found.everybody_bans("reduction")
+    left_out = parts_left_out(found, epoch=1)
+    assert left_out is not None
+    assert [number for number in left_out if number is not None] == [1]
 
 
 @pytest.mark.parametrize(("attack", "offence"), [("two_faced_reducer", "equivocation"), ("equivocate", "equivocation")])

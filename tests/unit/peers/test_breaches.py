@@ -14,6 +14,7 @@ from protocols.proto.swarm.v1 import trust_pb2 as pb
 from protocols.trust.offences import Offence
 from tests.helpers.averaging_swarm import SimulatedSwarm, averaged, rules, same_bytes
 from tests.helpers.swarm_tampering import Tamper
+from tests.helpers.transport_worlds import pass_time
 from tests.helpers.trust_values import NOTARIES
 
 COUNT, OFFENDER, VICTIM = 5, 3, 1
@@ -56,7 +57,7 @@ def bans_after(tamper: Tamper | None, epochs: int = 2) -> list[set[tuple[int, Of
                 assert same_bytes(outcomes)
                 if theirs:
                     theirs.cancel()
-                await asyncio.sleep(20.0)
+                await pass_time(20.0)
             numbers = {member.peer: number for number, member in enumerate(swarm.members)}
             found = []
             for number in honest:

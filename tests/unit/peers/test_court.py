@@ -6,23 +6,27 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 
-from peers.averaging.context import MemberContext
+from peers.averaging.context import Expected, MemberContext
 from peers.averaging.court import BAN, JUDGE, LEDGER, Court
+from peers.averaging.guarding import Guarding, cannot_replay
 from peers.interfaces import Endpoint, Handlers
 from peers.simulation import run_simulated
 from peers.testing import FixedDirectory
 from peers.transport.simulated import LinkSpec, SimulatedNetwork, SimulatedTransport
 from protocols.errors import RemoteProtocolError, RemoteRefusal
+from protocols.grid import place
 from protocols.ids import Epoch, PeerId
 from protocols.messages import Plan
 from protocols.proto.swarm.v1 import trust_pb2 as pb
-from protocols.trust.ledger import ABSURD_AHEAD, MAX_JUDGEMENT_BYTES, Ban, ban_by_judgements
+from protocols.trust.ledger import ABSURD_AHEAD, MAX_JUDGEMENT_BYTES, Ban, Quorum, ban_by_judgements, majority, two_thirds
 from protocols.trust.offences import Offence
 from protocols.trust.statements import COMMITMENT, JUDGEMENT, Charge
 from tests.helpers.averaging_swarm import rules
+from tests.helpers.transport_worlds import pass_time
 from tests.helpers.trust_values import (
     EPOCH,
     NOTARIES,
@@ -60,7 +64,13 @@ Scene = Callable[[list[Seat]], Awaitable[None]]
 
 
 def play(
-    scene: Scene, *, count: int = COUNT, group_size: int = COUNT, commitments: bool = True, in_round: Sequence[int] | None = None
+    scene: Scene,
+    *,
+    count: int = COUNT,
+    group_size: int = COUNT,
+    commitments: bool = True,
+    in_round: Sequence[int] | None = None,
+    quorum: Quorum = majority,
 ) -> None:
     """Courts of members on one network; all but those left out have opened the round."""
 
@@ -86,7 +96,7 @@ def play(
         def commitment_of(digest: bytes, who: PeerId) -> bytes | None:
             return sealed_commitment(PLAN, PEERS.index(who)) if commitments and digest == PLAN.digest else None
 
-        court = Court(context, lambda _epoch, _round, _peer: group_size, commitment_of, bans.append)
+        court = Court(context, lambda _epoch, _round, _peer: group_size, commitment_of, bans.append, quorum)
         watched = {name: _counted(handler, name, calls) for name, handler in court.calls.items()}
         await stack.enter_async_context(transport.serve(Handlers(calls=watched, streams={})))
         return Seat(court, context, bans, calls)
@@ -113,6 +123,10 @@ def ban_of(accused: int, *, plan: Plan = PLAN, committed: bool = True) -> bytes:
     return ban_by_judgements(
         PEERS[accused], GUILTY, plan, judgements_of(plan, accused, jurors), sealed_commitment(plan, accused) if committed else None
     )
+
+
+def page_of(*accused: int) -> bytes:
+    return pb.LedgerPage(bans=[ban_of(number) for number in accused]).SerializeToString()
 
 
 async def refused(work: Awaitable[object], kind: type[Exception] = RemoteProtocolError) -> None:
@@ -147,7 +161,7 @@ def test_all_are_told_what_one_has_found_and_all_end_with_the_ban() -> None:
         for seat in seats[:3]:
             seat.court.judge(PLAN.digest, PEERS[VICTIM], GUILTY)
             seat.court.judge(PLAN.digest, PEERS[VICTIM], GUILTY)
-        await asyncio.sleep(1.0)
+        await pass_time(1.0)
         assert [seat.banned(VICTIM) for seat in seats[:VICTIM]] == [True] * VICTIM
         assert seats[3].calls.count(JUDGE) == 3
         assert all(len(seat.bans) == 1 for seat in seats[:VICTIM])
@@ -167,11 +181,24 @@ def test_whoever_saw_a_larger_group_needs_more() -> None:
     play(scene, group_size=7)
 
 
+def test_in_one_group_of_several_it_takes_two_thirds() -> None:
+    async def scene(seats: list[Seat]) -> None:
+        for juror in (1, 2, 3):
+            await seats[0].hears(JUDGE, judgement(juror))
+        assert not seats[0].banned(VICTIM)
+        await seats[0].hears(BAN, page_of(VICTIM))
+        assert not seats[0].banned(VICTIM)
+        seats[0].court.judge(PLAN.digest, PEERS[VICTIM], GUILTY)
+        assert seats[0].banned(VICTIM)
+
+    play(scene, quorum=two_thirds)
+
+
 def test_nobody_judges_itself_or_in_a_round_that_it_was_not_in() -> None:
     async def scene(seats: list[Seat]) -> None:
         seats[1].court.judge(PLAN.digest, PEERS[1], GUILTY)
         seats[0].court.judge(PLAN.digest, PEERS[VICTIM], GUILTY)
-        await asyncio.sleep(1.0)
+        await pass_time(1.0)
         assert all(not seat.calls for seat in seats[:VICTIM])
 
     play(scene, in_round=(1, 2, 3))
@@ -196,7 +223,8 @@ def test_garbage_changes_nothing() -> None:
         ):
             await refused(hears(JUDGE, bad))
         for bad in (b"", b"\xff", ban_of(VICTIM)[:-1], pb.Ban(accused=PEERS[VICTIM].public_key, offence="check").SerializeToString()):
-            await refused(hears(BAN, bad))
+            await refused(hears(BAN, pb.LedgerPage(bans=[bad]).SerializeToString()))
+        await refused(hears(BAN, b"\xff"))
         await refused(hears(LEDGER, b"\xff\xff"))
         assert not seats[0].context.ledger.bans
         for juror in (1, 2, 3):
@@ -208,7 +236,7 @@ def test_garbage_changes_nothing() -> None:
 
 def test_the_banned_have_no_voice() -> None:
     async def scene(seats: list[Seat]) -> None:
-        await seats[0].hears(BAN, ban_of(3))
+        await seats[0].hears(BAN, page_of(3))
         for juror in (1, 2, 3):
             await seats[0].hears(JUDGE, judgement(juror))
         assert not seats[0].banned(VICTIM)
@@ -222,11 +250,11 @@ def test_a_ban_is_told_to_all_whom_one_meets_and_they_believe_it() -> None:
             await seats[0].hears(JUDGE, judgement(juror))
         later = signed_plan([0, 5, 6], epoch=Epoch(EPOCH + 1))
         seats[0].court.open_round(later)
-        await asyncio.sleep(1.0)
+        await pass_time(1.0)
         assert seats[5].banned(VICTIM)
         assert seats[6].banned(VICTIM)
         seats[0].court.open_round(signed_plan([0, 5, 7], epoch=Epoch(EPOCH + 3)))
-        await asyncio.sleep(1.0)
+        await pass_time(1.0)
         assert seats[5].calls.count(BAN) == 1
         assert not seats[7].calls  # by then it is in everybody's ledger
 
@@ -236,7 +264,7 @@ def test_a_ban_is_told_to_all_whom_one_meets_and_they_believe_it() -> None:
 def test_newcomers_read_ledgers_page_by_page() -> None:
     async def scene(seats: list[Seat]) -> None:
         for accused in range(1, COUNT):
-            await seats[0].hears(BAN, ban_of(accused))
+            await seats[0].hears(BAN, page_of(accused))
         assert await seats[7].court.fetch_ledger([PEERS[0]]) == 4
         assert [ban.accused for ban in seats[7].bans] == sorted(PEERS[1:COUNT])
         page = pb.LedgerPage.FromString(await seats[0].hears(LEDGER, pb.LedgerRequest(offset=3).SerializeToString(), 7))
@@ -252,11 +280,24 @@ def test_pages_are_short_enough_for_a_call(monkeypatch: pytest.MonkeyPatch) -> N
 
     async def scene(seats: list[Seat]) -> None:
         for accused in range(1, COUNT):
-            await seats[0].hears(BAN, ban_of(accused))
+            await seats[0].hears(BAN, page_of(accused))
         page = pb.LedgerPage.FromString(await seats[0].hears(LEDGER, b"", 7))
         assert (len(page.bans), page.more) == (2, True)
         assert await seats[7].court.fetch_ledger([PEERS[0]]) == 4
         assert seats[0].calls.count(LEDGER) == 2
+
+    play(scene, count=8, group_size=0, in_round=range(COUNT))
+
+
+def test_many_bans_at_once_are_told_in_calls_that_are_short_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peers.averaging.court._PAGE_BYTES", 2 * len(ban_of(1)))
+
+    async def scene(seats: list[Seat]) -> None:
+        await seats[0].hears(BAN, page_of(1, 2, 3, 4))
+        seats[0].court.open_round(signed_plan([0, 5], epoch=Epoch(EPOCH + 1)))
+        await pass_time(1.0)
+        assert all(seats[5].banned(number) for number in range(1, COUNT))
+        assert seats[5].calls.count(BAN) == 2
 
     play(scene, count=8, group_size=0, in_round=range(COUNT))
 
@@ -294,7 +335,7 @@ def test_two_accomplices_cannot_ban_whoever_they_like() -> None:
     proof = ban_by_judgements(PEERS[VICTIM], GUILTY, forged, judgements_of(forged, VICTIM, (5, 6)))
 
     async def scene(seats: list[Seat]) -> None:
-        await seats[0].hears(BAN, proof, sender=5)
+        await seats[0].hears(BAN, pb.LedgerPage(bans=[proof]).SerializeToString(), sender=5)
         assert not seats[0].banned(VICTIM)
 
     play(scene, group_size=0)
@@ -308,7 +349,7 @@ def test_two_commitments_convict_at_once_and_one_does_not() -> None:
         seats[0].court.convict(PEERS[1], Offence.EQUIVOCATION, [(COMMITMENT, one), (COMMITMENT, one)])
         assert not seats[0].banned(1)
         seats[0].court.convict(PEERS[1], Offence.EQUIVOCATION, [(COMMITMENT, one), (COMMITMENT, other)])
-        await asyncio.sleep(1.0)
+        await pass_time(1.0)
         assert all(seats[number].banned(1) for number in (0, 2, 3, 4))
 
     play(scene, group_size=0)
@@ -336,5 +377,23 @@ def test_old_rounds_are_forgotten_with_what_was_said_of_them() -> None:
             seats[0].court.open_round(signed_plan([0, 1], number=number + 1))
         await refused(seats[0].hears(JUDGE, judgement(3)), RemoteRefusal)
         assert seats[0].court._judgements == {}
+
+    play(scene)
+
+
+def test_what_was_too_weak_in_a_grid_is_too_weak_when_the_grid_is_forgotten() -> None:
+    """Liars who had the majority of one group of many keep their proof until nobody knows the group any more."""
+
+    async def scene(seats: list[Seat]) -> None:
+        guarding = Guarding(seats[0].context, SimpleNamespace(evidence=Expected(1), verifyings=Expected(1)), lambda *_: None, cannot_replay)  # type: ignore[arg-type]
+        members = frozenset(PEERS[:COUNT])
+        for epoch in range(EPOCH, EPOCH + 40):
+            guarding.see(Epoch(epoch), place(bytes(32), members, frozenset(), 3))
+        assert guarding._group_size(EPOCH, 0, PEERS[VICTIM]) == 0
+        await guarding.court.learn([ban_of(VICTIM)], PEERS[1])
+        assert not guarding.court.is_banned(PEERS[VICTIM])
+        unseen = signed_plan(range(COUNT), epoch=Epoch(EPOCH - 1))
+        await guarding.court.learn([ban_of(VICTIM, plan=unseen)], PEERS[1])
+        assert guarding.court.is_banned(PEERS[VICTIM])
 
     play(scene)

@@ -26,6 +26,7 @@ from protocols.messages_blocks import PartsRequest
 from protocols.proto.swarm.v1 import trust_pb2 as pb
 from protocols.trust.statements import COMMITMENT, REDUCTION, Reduction
 from tests.helpers.averaging_swarm import rules
+from tests.helpers.transport_worlds import pass_time
 from tests.helpers.trust_values import NOTARIES, PEERS, commitment_to, signed_plan
 
 COUNT, BLOCKS, BLOCK_ELEMS = 3, 4, 10
@@ -238,7 +239,7 @@ def test_a_holder_that_lies_is_passed_over_and_what_it_says_is_not_kept() -> Non
             await stream.send(honest)
 
         async def silence(_stream: Stream, _request: PartsRequest) -> None:
-            await asyncio.sleep(100.0)
+            await pass_time(100.0)
 
         for liar in (other_bytes, other_commitment, garbage, half, silence):
             holders[1].lies = liar

@@ -79,17 +79,17 @@ def test_a_block_that_more_than_half_doubt_is_looked_at() -> None:
     assert looked(doubting, vanishing=False).suspected == (BlockIndex(2),)
 
 
-def test_one_of_the_blocks_that_more_than_a_quarter_doubt_is_drawn() -> None:
-    def doubted_by(*members: int) -> dict[int, Check]:
-        doubts = (BlockIndex(1), BlockIndex(2))
-        return {member: replace(found, doubted=doubts if member in members else ()) for member, found in VANISHING.items()}
+def test_of_the_blocks_that_some_doubt_one_is_drawn_with_a_lot_for_each_doubt() -> None:
+    def doubting(*blocks_of_members: tuple[int, ...]) -> dict[int, Check]:
+        return {i: replace(VANISHING[i], doubted=tuple(map(BlockIndex, blocks))) for i, blocks in enumerate(blocks_of_members)}
 
-    assert looked(doubted_by(0)) == Looked((), ())
-    found = looked(doubted_by(0, 1))
-    assert found.suspected == ()
-    assert len(found.drawn) == 1
-    assert found.drawn[0] in (1, 2)
-    assert looked(doubted_by(0, 1, 2)) == Looked((BlockIndex(1), BlockIndex(2)), ())
+    assert looked(doubting((), (), (1,), ())) == Looked((), (BlockIndex(1),))
+    assert looked(doubting((0, 1), (0, 1), (0, 1), ())) == Looked((BlockIndex(0), BlockIndex(1)), ())
+    found = doubting((1, 2), (2,), (), ())
+    drawn = [blocks_to_look_at(EVERYBODY, found, FACTS, number.to_bytes(4, "little") * 8, vanishing=True).drawn for number in range(900)]
+    assert {len(blocks) for blocks in drawn} == {1}
+    assert 240 < drawn.count((BlockIndex(1),)) < 360
+    assert drawn.count((BlockIndex(0),)) == 0
 
 
 def test_a_suspected_block_is_not_drawn_besides() -> None:
