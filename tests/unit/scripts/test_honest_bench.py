@@ -40,3 +40,4 @@ def test_replays_that_give_something_else_are_counted() -> None:
     assert found.bans > 0
     assert found.accusations_upheld > 0
     assert found.offences["contribution"] == found.accusations_upheld
+    assert json.loads(json.dumps(found.summary()))["offences"]["contribution"] > 0
