@@ -187,8 +187,8 @@ def tolerance(figures_G: Sequence[Figures], facts: BlockFacts) -> float:
 def suspicious(figures_G: Sequence[Figures], facts: BlockFacts) -> bool:
     """Verification 2 of one block, given the figures of all its contributors.
 
-    A projection far longer than its distance is possible in theory and made up in practice: it could cancel anybody's lie. Figures that no part can have
-    belong to a liar.
+    A projection far longer than its distance is possible in theory and made up in practice: it could cancel anybody's lie. Figures that no
+    part can have belong to a liar.
     """
     if any(max(abs(f.projection), f.distance) > _MOST for f in figures_G):
         return True
