@@ -64,11 +64,19 @@ class Case:
         return {i: check for i, (_, check) in reported.items() if check.result_hash == self.agreed}
 
     def certificate(self) -> tuple[bytes, ...]:
-        """Sealed checks of those who hold our result: they vouch for it in the next round."""
+        """Sealed checks of those who hold our result: they vouch for it in the next round. Those that say more about it than is true would
+        spoil it there, and count as none.
+        """
         if self.verified is None:
             return ()
-        named = input_hash(self.result.contents, self.evidence.digest)
-        return tuple(sealed for sealed, check in self.verified.checks.values() if check.result_hash == named)
+        said = input_hash(self.result.contents, self.evidence.digest), self.weight, self.evidence.plan.electorate
+        reported = self.verified.checks.values()
+        return tuple(sealed for sealed, check in reported if (check.result_hash, check.weight, check.electorate) == said)
+
+    @property
+    def weight(self) -> float:
+        """Of the result, as we count it."""
+        return accepted_weight(self.plan, self.result.masks)
 
     def certified(self, commit: Commit) -> Commit:
         """The round's commit with its certificate; without one where too few vouch for it."""
