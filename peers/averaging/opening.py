@@ -81,13 +81,15 @@ async def open_block(
     first = [plan.members[reducer].peer] if reducer is not None else []
     others = [member.peer for i, member in enumerate(plan.members) if i not in plan.absent]
     had = []
-    for member in fold_order(plan, contributors):
+    vouched = [member for member in contributors if evidence.is_vouched(member)]
+    for member in fold_order(plan, tuple(vouched)):
         if await fetch_parts(context, evidence, member, [block], dict.fromkeys([*first, plan.members[member].peer, *others])):
             had.append(member)
     if not had:
         return Opened(complete=False)
     ban = context.ledger.of(plan.members[reducer].peer) if reducer is not None else None
     convicted = ban is not None and ban.offence is Offence.REDUCTION and set(contributors) - set(had) == {reducer}
+    convicted = convicted or len(vouched) < len(contributors)
     case = _Case(context, evidence, plan, result, block, tuple(had), reducer, convicted)
     return await context.heavy(lambda: case.judge(checks, complete=len(had) == len(contributors)))
 
@@ -102,6 +104,7 @@ class _Case:
     had: tuple[int, ...]
     reducer: int | None
     convicted: bool
+    """Put right it is in any case: its reducer is found guilty, or it holds what nobody vouches for."""
 
     def judge(self, checks: dict[int, Check], *, complete: bool) -> Opened:
         """Reduce again and compare. Runs in the pool."""
