@@ -9,12 +9,17 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from peers.attacks.protocol import PROTOCOL_ATTACKS
+from peers.attacks.reducers import Collude, LyingReducer, TwoFacedReducer
 from peers.transport.simulated_network import LinkSpec
 from protocols.grid import Grid, grid_for
 
 _BYTES_PER_MBIT = 1e6 / 8
 _JITTER = 0.1
 """Largest extra delay of a message, of a member's own latency."""
+
+REDUCERS = frozenset(name for name, attack in PROTOCOL_ATTACKS.items() if issubclass(attack, LyingReducer | TwoFacedReducer | Collude))
+"""Attacks of members that reduce."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,12 @@ class Scenario:
 
     @cached_property
     def attacking(self) -> dict[int, str]:
-        """What each attacker does, by its number."""
+        """What each attacker does, by its number. Those that attack as reducers have the fastest links: others have nothing to reduce."""
         chosen = self.dice("attackers").sample(range(self.peers), self.attackers)
-        return {number: self.attacks[i % len(self.attacks)] for i, number in enumerate(chosen)}
+        links = self.links()
+        fastest_first = sorted(chosen, key=lambda number: -links[number].bandwidth_bytes_per_s)
+        names = [self.attacks[i % len(self.attacks)] for i in range(self.attackers)]
+        return dict(zip(fastest_first, sorted(names, key=lambda name: name not in REDUCERS), strict=True))
 
     def contribution(self, epoch: int, member: int, samples: float | None = None) -> NDArray[np.float32]:
         """What a member brings: from N(0, 1), shape (D,). Over other samples than its own it would be another vector."""

@@ -184,6 +184,11 @@ def parts_left_out(played: Played, epoch: int) -> list[int | None] | None:
     return missing
 
 
+async def time_passes(seconds: float) -> None:
+    """Virtual time."""
+    await asyncio.sleep(seconds)
+
+
 def same_without_some_attackers(played: Played, epoch: int) -> bool:
     """Whether all honest members hold the same, each block of it the aggregate of everybody but some of the attackers."""
     held, attackers = played.results[epoch], played.scene.attackers

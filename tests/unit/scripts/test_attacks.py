@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
+from peers.attacks.protocol import PROTOCOL_ATTACKS
 from protocols.errors import ConfigError
 from scripts.attacks import report, tiny_transformer
 from scripts.attacks.plain_swarm import CleanRuns
 from scripts.attacks.runners import DEFENCES, VERIFIED, runner_named
-from scripts.attacks.scenario import ATTACKS, NO_ATTACK, PROTOCOL_ATTACKS, Row, Scenario, finite
+from scripts.attacks.scenario import ATTACKS, NO_ATTACK, Row, Scenario, finite
 from scripts.attacks.workload import Learner, Workload, load_text
 from scripts.bench import attacks
 

@@ -14,8 +14,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from peers.testing import make_key
+from protocols.ids import Epoch, PeerId
+from protocols.trust.ledger import Ban, Ledger
+from protocols.trust.offences import Offence
 from scripts import simulate
-from scripts.simulate import parse_arguments
+from scripts.simulate import parse_arguments, scenario_of
+from scripts.simulation.bans import Bans
 from scripts.simulation.figures import EpochFigures, Figures, Trace
 from scripts.simulation.scenario import Scenario
 
@@ -82,6 +87,49 @@ def test_a_seed_gives_one_digest_in_every_process_and_another_seed_another(capsy
     found = [json.loads(out.splitlines()[-1]) for out in printed]
     assert {"success", "stuck", "rel_error", "round_s_p50", "round_s_p99", "wall_s", "digest"} <= found[0].keys()
     assert found[0]["digest"] == found[1]["digest"] != found[2]["digest"]
+
+
+def test_attackers_are_banned_and_nobody_else_whatever_the_process(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--peers", "18", "--max-group", "8", "--attackers", "0.17", "--attack", "sign_flip", "--attack", "equivocate", "--attack",
+                 "withhold_coin", "--crash-rate", "0.03", "--kib", "1", "--seed", "2", "--json"]  # fmt: skip
+    environment = {**os.environ, "PYTHONHASHSEED": "54321"}
+    command = [sys.executable, "-m", "scripts.simulate", *arguments]
+    other = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    assert simulate.main(arguments) == 0
+    found, again = (json.loads(out.splitlines()[-1]) for out in (capsys.readouterr().out, other.stdout))
+    assert (found["attackers"], found["attackers_left"], found["attacks_left"]) == (3, 0, {})
+    assert (found["honest_banned"], found["stuck"]) == (0, 0)
+    assert found["bans"] == {"contribution": 1, "equivocation": 1, "withheld-coin": 1}
+    assert 1 <= found["epochs_to_last_ban"] == found["epochs"] - 1
+    assert found["digest"] == again["digest"]
+
+
+def test_honest_members_that_verify_ban_nobody() -> None:
+    found = simulate.simulate(replace(CALM, rounds=4, crash_rate=0.05, auditors=3), QUIET)
+    assert (found["honest_banned"], found["bans"], found["stuck"]) == (0, {}, 0)
+    assert max(found["rel_error"][1::2]) < 1e-6
+
+
+def test_bans_count_an_attacker_when_all_know_and_an_honest_member_when_one_does() -> None:
+    peers = [make_key(number).public_key().public_bytes_raw() for number in range(4)]
+    attacker, *honest = (PeerId(key) for key in peers)
+    ledgers = {peer: Ledger() for peer in honest}
+    bans = Bans({attacker: "replay"})
+    for known, peer in enumerate(honest):
+        assert bans.look(known, ledgers) == ()
+        assert bans.summary()["attacks_left"] == {"replay": 1}
+        ledgers[peer].add(Ban(attacker, Offence.CHECK, Epoch(0), b"proof"))
+    ledgers[honest[0]].add(Ban(honest[1], Offence.REDUCTION, Epoch(0), b"false"))
+    assert bans.look(7, ledgers) == (attacker,)
+    summary = bans.summary()
+    assert (summary["attackers_left"], summary["honest_banned"], summary["epochs_to_last_ban"]) == (0, 1, 8)
+    assert summary["bans"] == {"check": 1, "honest: reduction": 1}
+
+
+def test_attackers_are_a_share_or_a_number() -> None:
+    counts = [scenario_of(parse_arguments(["--peers", "30", "--attackers", text])).attackers for text in ("0", "0.2", "1", "7")]
+    assert counts == [0, 6, 1, 7]
+    assert [scenario_of(parse_arguments(arguments)).auditors for arguments in ([], ["--verify"], ["--attackers", "2"])] == [0, 8, 8]
 
 
 def test_links_are_drawn_from_their_ranges() -> None:
