@@ -12,9 +12,6 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import torch
-
-from peers.averaging.auditing import Replay
 from peers.averaging.averager import Averager, RoundDone
 from peers.averaging.context import MemberContext
 from peers.averaging.gathering import LeftOut
@@ -33,7 +30,6 @@ from peers.swarm_view import swarm_view
 from peers.training_peer import (
     Contribution,
     EpochAnnouncement,
-    ReplayRequest,
     RoundOutcome,
     RoundStatus,
     TrainerReport,
@@ -138,7 +134,7 @@ class Node:
         try:
             async with asyncio.TaskGroup() as tasks:
                 context = self._context(tasks, pool)
-                self._averager = Averager(context, self._handle.close_epoch, self._observe, self._replay)
+                self._averager = Averager(context, self._handle.close_epoch, self._observe, self._handle.replay)
                 if self._averager.guarding:
                     self._averager.guarding.on_ban = self._banned
                 handlers = merged(self._averager.handlers, self._states.handlers())
@@ -204,11 +200,6 @@ class Node:
             known = [endpoint for peer in self.roster.others() if (endpoint := self.roster.endpoint(peer))]
             if sentence := await self._transport.refused_by_most(known, self._settings.rules.stall_timeout_s):
                 self._leave_banned(sentence)
-
-    async def _replay(self, replay: Replay) -> torch.Tensor | None:
-        """Have the trainer compute somebody's contribution again."""
-        request = ReplayRequest(replay.epoch, replay.peer, replay.first_sample, replay.samples, replay.state_hash, replay.bf16)
-        return await self._handle.replay(request)
 
     def _observe(self, done: RoundDone) -> None:
         self.on_round(done)

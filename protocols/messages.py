@@ -245,7 +245,12 @@ class Plan:
 
     @cached_property
     def weights(self) -> tuple[float, ...]:
-        """What each member counts for; see `weight_cap`. What comes from an earlier round was limited there."""
+        """What each member counts for; see `weight_cap`. What comes from an earlier round was limited there.
+
+        The plain median over members, and not one by weight: fewer than half of them cannot move it out of the range of the others' claims.
+        The lower one, so that of two members neither lifts the other's cap. Where G members claim the same and f of them lie, the liars'
+        share is at most f c / (f c + G - f), c being the cap.
+        """
         weights = tuple(0.0 if i in self.probation else member.join.weight for i, member in enumerate(self.members))
         brought = [weight for weight in weights if weight > 0]
         if not self.weight_cap or self.round_index or not brought:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -14,9 +13,10 @@ from peers.averaging.court import Court
 from peers.averaging.opening import open_block
 from peers.averaging.parts_transfer import fetch_parts
 from peers.averaging.verified import Case, VerifiedRounds
+from peers.training_peer import ReplayRequest
 from protocols.butterfly import blocks_reduced_by, reducers_of, senders_of
 from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RoundError
-from protocols.ids import BlockIndex, Epoch, PeerId
+from protocols.ids import BlockIndex, PeerId
 from protocols.messages import require
 from protocols.trust.audits import GROSS, blocks_in_audit_order, contribution_differs, draw_audits
 from protocols.trust.checks import Figures, doubt_differs, figures_differ, figures_of
@@ -33,26 +33,7 @@ _ACCUSERS_MARGIN = 2.0
 of them finds so far off, none finds in order. Or who cheats by just what is allowed would have its auditor banned."""
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """Whose contribution to compute again, from public data.
-
-    Args:
-        peer, epoch: whose, of which epoch.
-        first_sample, samples: over which of its samples.
-        state_hash: of the state it was computed on.
-        bf16: in which arithmetic; None: as this machine computes by itself.
-    """
-
-    peer: PeerId
-    epoch: Epoch
-    first_sample: int
-    samples: int
-    state_hash: bytes
-    bf16: bool | None = None
-
-
-Replayer = Callable[[Replay], Awaitable[torch.Tensor | None]]
+Replayer = Callable[[ReplayRequest], Awaitable[torch.Tensor | None]]
 """Computes a contribution again: flat_D fp32, or None if we cannot."""
 
 
@@ -72,7 +53,7 @@ class Auditing:
         self._court = court
         self._replayer = replayer
         self._looked_into: set[tuple[bytes, PeerId, Charge]] = set()
-        self._replayed: dict[Replay, asyncio.Future[torch.Tensor | None]] = {}
+        self._replayed: dict[ReplayRequest, asyncio.Future[torch.Tensor | None]] = {}
         self.busy: set[asyncio.Task[None]] = set()
         self.passed: dict[PeerId, int] = {}
         self.calls = {ACCUSE: self._on_accusation}
@@ -216,7 +197,7 @@ class Auditing:
             said = heard.commitment
         if said is None or not said.samples:
             return None
-        replay = Replay(peer, plan.epoch, said.first_sample, said.samples, plan.members[member].join.state_hash, bf16)
+        replay = ReplayRequest(plan.epoch, peer, said.first_sample, said.samples, plan.members[member].join.state_hash, bf16)
         known = self._replayed.get(replay)
         if known is None:
             known = self._replayed[replay] = asyncio.get_running_loop().create_future()

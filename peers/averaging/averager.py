@@ -141,7 +141,7 @@ class Averager:
 
         Args:
             join: of the first round: epoch, weight and what the contribution was computed on.
-            own_D: the contribution, fp32; not changed, and kept until the next epoch is over if rounds are verified.
+            own_D: the contribution, fp32; not changed.
             first_sample: of our samples of the epoch, which the contribution begins with.
 
         Raises:

@@ -87,7 +87,8 @@ async def open_block(
         if await fetch_parts(context, evidence, member, [block], dict.fromkeys([plan.members[member].peer, *second, *others])):
             had.append(member)
     missing = [member for member in vouched if member not in had]
-    refused = [Finding(peer, Offence.REDUCTION) for peer in second if await _shows_nothing(context, evidence, missing, block, peer)]
+    accountable = second if stated else []  # whoever has signed for the block; the first plan's reducer need not be the one who reduced it
+    refused = [Finding(peer, Offence.REDUCTION) for peer in accountable if await _shows_nothing(context, evidence, missing, block, peer)]
     if not had:
         return Opened(tuple(refused), complete=False)
     ban = context.ledger.of(plan.members[reducer].peer) if reducer is not None else None

@@ -110,7 +110,7 @@ class VerifiedRounds:
 
         Args:
             plan: attempt 0.
-            own_D: what we bring; not changed, and kept until the next epoch is over, or for some more (`audits.AUDITABLE_EPOCHS`).
+            own_D: what we bring; not changed. Its encoded blocks are kept as long as they can be audited (`audits.AUDITABLE_EPOCHS`).
             brought: where it comes from.
             vouched: checks what others bring to later rounds.
 

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from protocols.aggregation.base import Aggregated, Aggregator, NonFinitePart, capped_weights, clip_factor
+from protocols.aggregation.base import Aggregated, Aggregator, NonFinitePart, clip_factor
 from protocols.aggregation.bucketing import Rule, bucketed
 from protocols.aggregation.clipping import CenteredClip, GeometricMedian
 from protocols.aggregation.coordinatewise import CoordinateMedian, TrimmedMean
@@ -60,4 +60,4 @@ def _fits(value: object, annotation: str) -> bool:
     return value is None or isinstance(value, int) or (isinstance(value, float) and annotation.startswith("float"))
 
 
-__all__ = ["AGGREGATOR_NAMES", "Aggregated", "Aggregator", "NonFinitePart", "aggregator_named", "capped_weights", "clip_factor"]
+__all__ = ["AGGREGATOR_NAMES", "Aggregated", "Aggregator", "NonFinitePart", "aggregator_named", "clip_factor"]

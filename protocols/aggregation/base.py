@@ -5,8 +5,6 @@ Legend: G parts, one for each sender; E elements of a block.
 
 from __future__ import annotations
 
-import math
-import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,25 +79,3 @@ class Aggregator(ABC):
 def clip_factor(distance: float, radius: float) -> float:
     """min(1, radius / distance): what a difference of that length is multiplied with so that it is no longer than `radius`."""
     return 1.0 if distance <= radius else radius / distance
-
-
-def capped_weights(weights_G: Sequence[float], most_times_median: float) -> tuple[float, ...]:
-    """The weights, none above `most_times_median` times their lower median.
-
-    A weight is what its sender claims. The plain median over senders, and not one by weight, because fewer than half of the senders cannot
-    move it out of the range of the others' weights, whatever they claim; the lower one so that of two senders neither lifts the other's
-    cap. With G senders of which f lie, the liars' share is at most f m / (f m + G - f) where the others weigh the same.
-
-    Args:
-        weights_G: finite, positive, at least one.
-        most_times_median: m, at least 1.
-
-    Raises:
-        ValueError: odd weights or an odd multiple.
-    """
-    if not weights_G or not all(0.0 < weight < math.inf for weight in weights_G):
-        raise ValueError("weights must be positive and finite")
-    if not 1.0 <= most_times_median < math.inf:
-        raise ValueError("a cap is a finite multiple of the median weight, at least 1")
-    most = most_times_median * statistics.median_low(weights_G)
-    return tuple(min(weight, most) for weight in weights_G)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from blake3 import blake3
 
+from protocols.aggregation.base import clip_factor
 from protocols.codecs.base import Codec, norm64
 from protocols.ids import BlockIndex
 from protocols.parts import TILE_ELEMS, Part, read_part
@@ -29,6 +30,8 @@ _SIGNS_DOMAIN = b"swarm.v1.direction-signs"
 _DOWN = 2.0**-80
 _HOEFFDING = 8.0
 _FAR = 4.0
+"""Times the median distance: what is further away makes no more room for rounding."""
+
 _ROUNDING = 1e-5
 """Of norms: what fp32 folds, fp32 dot products and an iteration that stops at 1e-6 of the radius may leave."""
 
@@ -169,7 +172,7 @@ def block_norm(result_E: torch.Tensor) -> float:
 def residual(figures_G: Sequence[Figures], facts: BlockFacts) -> float:
     """|sum_i w_i clip_i <z, g_i - v>| / sum_i w_i."""
     total = sum(facts.weights_G)
-    clipped = (w * _factor(f.distance, facts.radius) * f.projection for w, f in zip(facts.weights_G, figures_G, strict=True))
+    clipped = (w * clip_factor(f.distance, facts.radius) * f.projection for w, f in zip(facts.weights_G, figures_G, strict=True))
     return abs(math.fsum(clipped)) / total
 
 
@@ -239,10 +242,6 @@ def reductions_differ(claimed_E: torch.Tensor, found_E: torch.Tensor, facts: Blo
     """
     distance = block_norm(claimed_E - found_E)
     return distance > 2 * facts.codec_error + 2 * _ROUNDING * (facts.norm + spread) + 1e-30
-
-
-def _factor(distance: float, radius: float) -> float:
-    return 1.0 if distance <= radius else radius / distance
 
 
 def unverifiable(contributors: Mapping[BlockIndex, Sequence[int]], checked: frozenset[int]) -> tuple[BlockIndex, ...]:

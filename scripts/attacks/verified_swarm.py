@@ -20,11 +20,11 @@ from peers.attacks.protocol import PROTOCOL_ATTACKS as PLAYED
 from peers.attacks.protocol import attacker_named
 from peers.attacks.ring import Ring
 from peers.attacks.vectors import VECTOR_ATTACKS, vector_attack_named
-from peers.averaging.auditing import Replay
 from peers.averaging.averager import Averaged
 from peers.averaging.context import AveragingRules
 from peers.averaging.trust_rules import TrustRules
 from peers.simulation import run_simulated
+from peers.training_peer import ReplayRequest
 from protocols.aggregation import aggregator_named
 from protocols.codecs import codec_named
 from protocols.errors import RoundError
@@ -131,7 +131,7 @@ class VerifiedSwarm:
         self._rules = AveragingRules(_RUN, block_elems, codec_named("fp32"), 64, trust=trust)
         self._blocks = [slice(start, end) for start, end in pairwise([*range(0, D, block_elems), D])]
         self._states: dict[int, torch.Tensor] = {}
-        self._replays: dict[Replay, torch.Tensor] = {}
+        self._replays: dict[ReplayRequest, torch.Tensor] = {}
         self.learner = _Trained(workload, scenario.epochs)
         self.twin = _Trained(workload, scenario.epochs)
         self.attackers = list(chosen)
@@ -184,7 +184,7 @@ class VerifiedSwarm:
         except RoundError as error:
             return error
 
-    async def _replay(self, replay: Replay) -> torch.Tensor | None:
+    async def _replay(self, replay: ReplayRequest) -> torch.Tensor | None:
         """Pure, so all members of the process share what one of them has computed."""
         state_D = self._states.get(replay.epoch)
         if state_D is None:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from blake3 import blake3
 
-from peers.averaging.auditing import Replay
 from peers.averaging.averager import Averager, RoundDone
 from peers.averaging.context import AveragingRules, MemberContext
 from peers.averaging.trust_rules import TrustRules
 from peers.interfaces import Endpoint
 from peers.testing import FixedDirectory, KeyNotary, make_key
+from peers.training_peer import ReplayRequest
 from peers.transport.simulated import LinkSpec, SimulatedNetwork, SimulatedTransport
 from protocols.codecs import codec_named
 from protocols.errors import RoundError
@@ -168,7 +168,7 @@ class HonestSwarm:
                 vector_D[: self._elems // 2] = 0.0
             self._vectors[epoch, member.notary.peer] = vector_D, float(round(10 ** dice.uniform(0, 2)))
 
-    async def _replay(self, replay: Replay) -> torch.Tensor | None:
+    async def _replay(self, replay: ReplayRequest) -> torch.Tensor | None:
         """The same on other hardware."""
         known = self._vectors.get((replay.epoch, replay.peer))
         if known is None:

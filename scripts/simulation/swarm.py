@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from blake3 import blake3
 
-from peers.averaging.auditing import Replay
 from peers.averaging.averager import Averaged, Averager, RoundDone
 from peers.averaging.context import AveragingRules, MemberContext
 from peers.averaging.trust_rules import TrustRules
@@ -18,6 +17,7 @@ from peers.conduct import HONEST
 from peers.interfaces import Endpoint
 from peers.node import LEDGERS_READ
 from peers.testing import FixedDirectory, KeyNotary, make_key
+from peers.training_peer import ReplayRequest
 from peers.transport.simulated import SimulatedNetwork, SimulatedTransport
 from protocols.codecs import codec_named
 from protocols.errors import RoundError
@@ -164,7 +164,7 @@ class SimulatedSwarm:
         self.figures.epochs = epoch + 1
         return bool(self._attackers.conducts) and not self._bans.attackers and not out
 
-    async def _replay(self, replay: Replay) -> torch.Tensor | None:
+    async def _replay(self, replay: ReplayRequest) -> torch.Tensor | None:
         """What a member should have contributed: everybody can know it."""
         return torch.from_numpy(self._scenario.contribution(replay.epoch, self._numbers[replay.peer], replay.samples))
 

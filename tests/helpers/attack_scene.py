@@ -13,11 +13,11 @@ from peers.attacks.protocol import attacker_named
 from peers.attacks.ring import Ring
 from peers.attacks.vectors import VECTOR_ATTACKS, vector_attack_named
 from peers.attacks.view import AttackView
-from peers.averaging.auditing import Replay
 from peers.averaging.averager import Averaged
 from peers.averaging.trust_rules import TrustRules
 from peers.conduct import Conduct
 from peers.testing import make_key
+from peers.training_peer import ReplayRequest
 from peers.transport.simulated import LinkSpec
 from protocols.aggregation import aggregator_named
 from protocols.errors import RoundError
@@ -116,7 +116,7 @@ async def play(attack: str, scene: Scene, epochs: int, until: Callable[[Played],
     ring = Ring(members, victims, BLOCK_ELEMS, rng, Epoch(FIRST_ATTACK))
     conducts: dict[int, Conduct] = {number: attacker_named(attack, peer_of(number), ring) for number in scene.attackers}
 
-    async def replayer(wanted: Replay) -> torch.Tensor | None:
+    async def replayer(wanted: ReplayRequest) -> torch.Tensor | None:
         return contribution(numbers[wanted.peer], ELEMS)
 
     averaging = rules(settings.pop("codec", "fp32"), BLOCK_ELEMS, trust=trust)

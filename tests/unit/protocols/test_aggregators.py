@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.aggregation import AGGREGATOR_NAMES, Aggregated, aggregator_named, capped_weights, clip_factor, clipping
+from protocols.aggregation import AGGREGATOR_NAMES, Aggregated, aggregator_named, clip_factor, clipping
 from protocols.aggregation.bucketing import buckets_of
 from protocols.aggregation.mean import weighted_mean
 from protocols.errors import ConfigError
@@ -231,15 +231,6 @@ def test_every_rule_that_needs_nothing_is_built_by_name_alone() -> None:
     alone = [name for name in AGGREGATOR_NAMES if name not in {"krum", "multi_krum", "trimmed_mean"}]
     assert [aggregator_named(name).name for name in alone] == alone
     assert [name for name in alone if aggregator_named(name).vanishing] == ["mean", "centered_clip"]
-
-
-def test_nobody_counts_for_more_than_the_cap() -> None:
-    assert capped_weights([1.0, 2.0, 1e9], 3.0) == (1.0, 2.0, 6.0)
-    assert capped_weights([5.0, 1e9], 2.0) == (5.0, 10.0)  # the lower median: a liar does not lift its own cap
-    assert capped_weights([1e9], 1.0) == (1e9,)
-    for weights, times in (([], 2.0), ([1.0, 0.0], 2.0), ([1.0, math.nan], 2.0), ([1.0], 0.5), ([1.0], math.inf)):
-        with pytest.raises(ValueError, match="weight"):
-            capped_weights(weights, times)
 
 
 @pytest.mark.parametrize(("distance", "radius", "factor"), [(0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (4.0, 1.0, 0.25), (1.0, math.inf, 1.0)])
