@@ -182,12 +182,15 @@ class Auditing:
         return None
 
     def _misreported(self, case: Case, member: int, block: BlockIndex, margin: float = 1.0) -> bool | None:
-        """Whether a member's figures of a block are false; None if we lack what that takes. Runs in the pool."""
+        """Whether a member's figures of a block are false; None if we lack what that takes, as where its part is none. Runs in the pool."""
         check, data = case.checks.get(member), case.evidence.parts.get((member, block))
         if check is None or data is None or block in case.put_right or not case.result.masks.get(block, 0) >> member & 1:
             return None
         start, stop = case.evidence.blocks.span(block)
-        part_E = self._context.rules.codec.open(data, stop - start)
+        try:
+            part_E = self._context.rules.codec.open(data, stop - start)
+        except ValueError:
+            return None
         found = figures_of(part_E, case.result.averaged_D[start:stop], check.coin, block)
         false_doubt = not case.plan.round_index and doubt_differs(block in check.doubted, found, margin)
         return false_doubt or figures_differ(Figures(check.projections[block], check.distances[block]), found, margin)
