@@ -10,7 +10,7 @@ import torch
 
 from peers.averaging.context import Blame, MemberContext
 from peers.averaging.evidence import Evidence
-from peers.averaging.exchange import Exchange
+from peers.averaging.exchange import Exchange, drop_minorities
 from peers.averaging.fetching import fetch_blocks
 from peers.averaging.patience import Patience
 from peers.averaging.result import RoundResult
@@ -121,4 +121,6 @@ class _Attempt:
             blocks = {task.block: value for task, value in items}
             if not await fetch_blocks(self._context, self._plan.members[holder].peer, self._first_digest, blocks, result):
                 ended.add(holder)
+            if self._evidence:
+                drop_minorities(self._plan, result, blocks)
         return ended

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 
 import torch
 
@@ -181,6 +182,7 @@ class Exchange:
             terms.measuring.moved()
         if self._evidence:
             await self._take_statement(stream, reducer, self._evidence)
+            drop_minorities(self._plan, self._result, terms.expected_bytes(reducer))
 
     async def _take_statement(self, stream: Stream, reducer: int, evidence: Evidence) -> None:
         """A reducer signs for its blocks; those that it does not sign for are as good as missing."""
@@ -217,3 +219,15 @@ class Exchange:
             return self._evidence.part(self._me, block)
         start, stop = self._terms.blocks.span(block)
         return self._terms.codec.encode(self._own_D[start:stop])
+
+
+def drop_minorities(plan: Plan, result: RoundResult, blocks: Iterable[BlockIndex]) -> None:
+    """In a verified first round: blocks that leave out half of the senders or more are as good as missing, so somebody else reduces them.
+
+    No aggregate bounds what a few do to a block that most are kept out of, and its contributors are all who could find it false. Of two
+    senders neither is a majority.
+    """
+    senders = len(senders_of(plan))
+    for block in blocks if senders > 2 and not plan.round_index else ():
+        if 2 * result.masks.get(block, 0).bit_count() <= senders:
+            result.hashes[block] = b""

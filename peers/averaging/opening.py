@@ -122,19 +122,15 @@ class _Case:
 
     def judge(self, checks: dict[int, Check], *, complete: bool) -> Opened:
         """Reduce again and compare. Runs in the pool."""
-        try:
-            parts = {member: self._part(member) for member in self.had}
-        except ValueError as error:  # committed to bytes that are no block: their sender is left out, whoever took them
-            log.info("block %d of epoch %d: %s", self.block, self.plan.epoch, error)
-            return Opened(complete=False)
+        parts, findings = self._readable_parts()
         start, stop = self.result.blocks.span(self.block)
         claimed_E = self.result.averaged_D[start:stop]
-        mean_E, spread = self._aggregate(parts)
+        mean_E, spread = self._aggregate(parts) if parts else (torch.zeros_like(claimed_E), 0.0)
         codec = self.context.rules.codec
         found_E = codec.decode(codec.encode(mean_E), stop - start)
         facts = BlockFacts((1.0,), math.inf, block_norm(found_E), codec_error(codec, found_E))
-        findings, right = [], None
-        if self.convicted or reductions_differ(claimed_E, found_E, facts, spread):
+        right, unreadable = None, bool(findings)
+        if self.convicted or unreadable or reductions_differ(claimed_E, found_E, facts, spread):
             right = self._put_right(parts)
             if complete and self.reducer is not None:
                 findings.append(Finding(self.plan.members[self.reducer].peer, Offence.REDUCTION))
@@ -142,14 +138,26 @@ class _Case:
             findings += self._false_figures(parts, claimed_E, checks)
         return Opened(tuple(findings), right, complete)
 
+    def _readable_parts(self) -> tuple[dict[int, Part], list[Finding]]:
+        """Those who have committed to bytes that are no block are guilty, and their parts are left out; so is who has taken them in."""
+        parts, findings = {}, []
+        for member in self.had:
+            try:
+                parts[member] = self._part(member)
+            except ValueError as error:
+                log.info("block %d of epoch %d: %s", self.block, self.plan.epoch, error)
+                findings.append(Finding(self.plan.members[member].peer, Offence.MALFORMED))
+        return parts, findings
+
     def _part(self, member: int) -> Part:
         return self.context.rules.codec.open(self.evidence.part(member, self.block), self.result.blocks.elems(self.block))
 
     def _put_right(self, parts: Mapping[int, Part]) -> BlockBytes:
         """The block without its reducer's part, unless there is no other."""
         counted = {member: part for member, part in parts.items() if member != self.reducer} or parts
-        data = self.context.rules.codec.encode(self._aggregate(counted)[0])
-        return BlockBytes(FrameKind.RESULT, self.block, bytes(data), sum(1 << member for member in counted))
+        mean_E = self._aggregate(counted)[0] if counted else torch.zeros(self.result.blocks.elems(self.block))
+        mask = sum(1 << member for member in counted or self.had)
+        return BlockBytes(FrameKind.RESULT, self.block, bytes(self.context.rules.codec.encode(mean_E)), mask)
 
     def _aggregate(self, parts: Mapping[int, Part]) -> tuple[torch.Tensor, float]:
         """The aggregate, and how far the parts lie around it as far as that counts."""

@@ -44,7 +44,7 @@ def bring_what_only_it_vouches_for(swarm: SimulatedSwarm) -> None:
         if not join.round_index:
             return await honest_round(join, own_D, placement, brought)
         false_D, digest, weight = torch.full_like(own_D, FALSE), b"d" * 32, 1e12
-        contents = [content_hash(codec.encode(block_E)) for block_E in false_D.split(RULES.block_elems)]
+        contents = [content_hash(codec.encode(block_E)) for block_E in torch.split(false_D, RULES.block_elems)]
         named = input_hash(contents, digest)
         check = Check(digest, join.epoch, join.round_index - 1, b"c" * 32, 1, named, weight, (), ())
         brought = Brought(previous_plan_digest=digest, certificate=(liar.notary.seal(CHECK, check.encode()),))
