@@ -105,6 +105,7 @@ class Evidence:
         self.secret = CoinSecret(context.me, brought.coin_seed)
         self.parts: dict[tuple[int, BlockIndex], BytesLike] = {}
         self.committed: dict[int, Committed] = {}
+        self.certificates: dict[int, tuple[bytes, ...]] = {}
         self.reductions: dict[int, dict[int, tuple[bytes, Reduction]]] = {}
         self._reducers: dict[tuple[int, BlockIndex], int] = {}
         self.note_attempt(plan)
@@ -133,6 +134,7 @@ class Evidence:
         )
         sealed = self._context.notary.seal(COMMITMENT, commitment.encode())
         self.committed[self.me] = Committed(sealed, commitment, contents)
+        self.certificates[self.me] = self._brought.certificate
 
     def _encode_all(self) -> tuple[bytes, ...]:
         codec, contents = self._context.rules.codec, []
@@ -169,9 +171,15 @@ class Evidence:
             join = self.plan.members[member].join
             named = input_hash(committed.contents, committed.commitment.previous_plan_digest)
             require(named == join.input_hash, peer, "it brings something else than it joined with")
-            self._vouched(peer, committed.commitment, tuple(parse(pb.Committed, data, peer).certificate))
+            certificate = tuple(parse(pb.Committed, data, peer).certificate)
+            self._vouched(peer, committed.commitment, certificate)
+            self.certificates[member] = certificate
         known = self.committed.setdefault(member, committed)
         require(known.commitment == committed.commitment, peer, "two different commitments")
+
+    def is_vouched(self, member: int) -> bool:
+        """Whether what a member brings may be in the result, as far as we have seen: in later rounds it takes a certificate."""
+        return not self.plan.round_index or member in self.certificates
 
     def content_of(self, member: int, block: BlockIndex) -> bytes:
         """Content hash that a member has committed to.

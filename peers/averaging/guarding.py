@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,8 @@ from protocols.messages import Commit, Plan, SealedJoin
 from protocols.trust.certifying import CertifiedResult, check_certificate
 from protocols.trust.ledger import Ban, majority, two_thirds
 from protocols.trust.statements import Commitment
+
+log = logging.getLogger(__name__)
 
 _REMEMBERED_PLACEMENTS = 16
 _REMEMBERED_EPOCHS = 2**12
@@ -78,13 +81,17 @@ class Guarding:
             del self._placements[min(self._placements)]
 
     def _group_size(self, epoch: Epoch, index: int, peer: PeerId) -> int:
+        return len(self._group(epoch, index, peer))
+
+    def _group(self, epoch: Epoch, index: int, peer: PeerId) -> frozenset[PeerId]:
+        """Of a member, by our own view; empty if we have none."""
         placement = self._placements.get(epoch)
         if placement is None or not 0 <= index < placement.rounds:
-            return 0
+            return frozenset()
         try:
-            return sum(member not in self._context.ledger for member in placement.group(peer, index))
+            return frozenset(member for member in placement.group(peer, index) if member not in self._context.ledger)
         except KeyError:
-            return 0
+            return frozenset()
 
     def _quorum(self, epoch: Epoch, electorate: int) -> int:
         """Of the jurors of one group; by the number of groups as we see it, or as we see it now where we have seen nothing of an epoch."""
@@ -117,7 +124,7 @@ class Guarding:
                 raise RemoteProtocolError(peer, "it brings something to a round that it is not in")
             before = plan.round_index - 1
             result = CertifiedResult(commitment.previous_plan_digest, plan.epoch, before, join.input_hash, join.weight)
-            check_certificate(result, certificate, self._context.notary.open_old, self._group_size(plan.epoch, before, peer), peer)
+            check_certificate(result, certificate, self._context.notary.open_old, self._group(plan.epoch, before, peer), peer)
 
         return check
 
@@ -130,12 +137,11 @@ class Guarding:
             input_hash(result.contents, commit.first_plan_digest),
             commit.weight,
         )
-        size = self._group_size(commit.epoch, commit.round_index, holder)
+        group = self._group(commit.epoch, commit.round_index, holder)
         try:
-            await self._context.heavy(lambda: check_certificate(named, commit.certificate, self._context.notary.open_old, size, holder))
+            await self._context.heavy(lambda: check_certificate(named, commit.certificate, self._context.notary.open_old, group, holder))
         except RemoteError as error:
-            if isinstance(error, RemoteProtocolError):
-                self._blame(holder, error.reason)
+            log.info("not believed: %s", error)
             return False
         return True
 

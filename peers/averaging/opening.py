@@ -81,16 +81,18 @@ async def open_block(
     second = [plan.members[reducer].peer] if reducer is not None else []
     others = [member.peer for i, member in enumerate(plan.members) if i not in plan.absent]
     had = []
-    for member in fold_order(plan, contributors):
+    vouched = [member for member in contributors if evidence.is_vouched(member)]
+    for member in fold_order(plan, tuple(vouched)):
         # Its sender first: one member could not send everybody's parts to everybody.
         if await fetch_parts(context, evidence, member, [block], dict.fromkeys([plan.members[member].peer, *second, *others])):
             had.append(member)
-    missing = [member for member in contributors if member not in had]
+    missing = [member for member in vouched if member not in had]
     refused = [Finding(peer, Offence.REDUCTION) for peer in second if await _shows_nothing(context, evidence, missing, block, peer)]
     if not had:
         return Opened(tuple(refused), complete=False)
     ban = context.ledger.of(plan.members[reducer].peer) if reducer is not None else None
     convicted = ban is not None and ban.offence is Offence.REDUCTION and set(contributors) - set(had) == {reducer}
+    convicted = convicted or len(vouched) < len(contributors)
     case = _Case(context, evidence, plan, result, block, tuple(had), reducer, convicted)
     opened = await context.heavy(lambda: case.judge(checks, complete=len(had) == len(contributors)))
     return replace(opened, findings=(*opened.findings, *refused)) if refused else opened
@@ -115,6 +117,7 @@ class _Case:
     had: tuple[int, ...]
     reducer: int | None
     convicted: bool
+    """Put right it is in any case: its reducer is found guilty, or it holds what nobody vouches for."""
 
     def judge(self, checks: dict[int, Check], *, complete: bool) -> Opened:
         """Reduce again and compare. Runs in the pool."""

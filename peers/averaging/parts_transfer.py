@@ -36,7 +36,8 @@ async def serve_parts(context: MemberContext, stream: Stream, evidence: Evidence
     held = [evidence.parts.get((request.member, block)) for block in request.blocks]
     if any(data is None for data in held):
         raise RemoteRefusal(stream.peer, "missing-block", "this member does not hold all of these blocks")
-    m = pb.Committed(sealed_commitment=committed.sealed, block_hashes=committed.contents)
+    certificate = evidence.certificates.get(request.member, ())
+    m = pb.Committed(sealed_commitment=committed.sealed, block_hashes=committed.contents, certificate=certificate)
     await stream.send(m.SerializeToString())
     for block, data in zip(request.blocks, held, strict=True):
         for frame in frames_of(BlockBytes(FrameKind.PART, block, data or b"")):
@@ -74,6 +75,25 @@ async def refuses_parts(context: MemberContext, evidence: Evidence, member: int,
     except RemoteError:
         return False
     return False
+
+
+async def fetch_certificate(context: MemberContext, evidence: Evidence, member: int, holders: Iterable[PeerId]) -> bool:
+    """Whether a group vouches for what a member brings to a later round: its reducers know, and so do we if it has brought it to us."""
+    for holder in holders:
+        endpoint = context.directory.endpoint(holder)
+        if evidence.is_vouched(member):
+            break
+        if endpoint is None or holder == context.me:
+            continue
+        try:
+            async with context.transport.stream(endpoint, PARTS, timeout_s=context.rules.round_timeout_s) as stream:
+                await stream.send(PartsRequest(evidence.digest, member, ()).encode())
+                await stream.finish_sending()
+                shown = await _receive(stream, context.rules.stall_timeout_s)
+                await context.heavy(lambda data=shown: evidence.note_committed(member, data))  # type: ignore[misc]
+        except RemoteError as error:
+            log.info("certificate of member %s not had: %s", evidence.plan.members[member].peer.short, error)
+    return evidence.is_vouched(member)
 
 
 async def _fetch(context: MemberContext, evidence: Evidence, member: int, blocks: Sequence[BlockIndex], holder: PeerId) -> None:

@@ -15,11 +15,13 @@ from peers.averaging.context import Blame, Expected, MemberContext
 from peers.averaging.court import Court
 from peers.averaging.evidence import Brought, Evidence, Vouched
 from peers.averaging.opening import open_block
+from peers.averaging.parts_transfer import fetch_certificate
 from peers.averaging.result import RoundResult
 from peers.averaging.rounds import Rounds
 from peers.averaging.verifying import Verified, Verifying, VerifyingHooks
-from protocols.butterfly import accepted_weight, contributors_in
+from protocols.butterfly import accepted_weight, contributors_in, reducers_of
 from protocols.content import input_hash
+from protocols.errors import RoundError
 from protocols.ids import BlockIndex, Epoch
 from protocols.messages import Commit, Plan
 from protocols.trust.audits import AUDIT_WITHIN_S, AUDITABLE_EPOCHS
@@ -64,11 +66,19 @@ class Case:
         return {i: check for i, (_, check) in reported.items() if check.result_hash == self.agreed}
 
     def certificate(self) -> tuple[bytes, ...]:
-        """Sealed checks of those who hold our result: they vouch for it in the next round."""
+        """Sealed checks of those who hold our result: they vouch for it in the next round. Those that say more about it than is true would
+        spoil it there, and count as none.
+        """
         if self.verified is None:
             return ()
-        named = input_hash(self.result.contents, self.evidence.digest)
-        return tuple(sealed for sealed, check in self.verified.checks.values() if check.result_hash == named)
+        said = input_hash(self.result.contents, self.evidence.digest), self.weight, self.evidence.plan.electorate
+        reported = self.verified.checks.values()
+        return tuple(sealed for sealed, check in reported if (check.result_hash, check.weight, check.electorate) == said)
+
+    @property
+    def weight(self) -> float:
+        """Of the result, as we count it."""
+        return accepted_weight(self.plan, self.result.masks)
 
     def certified(self, commit: Commit) -> Commit:
         """The round's commit with its certificate; without one where too few vouch for it."""
@@ -185,7 +195,9 @@ class VerifiedRounds:
     async def _look(self, case: Case, commit: Commit) -> Commit:
         """Open what does not add up, judge who lied, and put right what is wrong."""
         looked = await self._context.heavy(lambda: self._suspects(case))
-        for block in looked.blocks:
+        unvouched = await self._unvouched(case)
+        blocks = sorted({*looked.blocks, *unvouched})
+        for block in blocks:
             log.info("epoch %d: block %d is reduced again in the open", case.plan.epoch, block)
             opened = await open_block(self._context, case.evidence, case.plan, case.result, block, case.checks)
             for finding in opened.findings:
@@ -198,9 +210,24 @@ class VerifiedRounds:
                 part = self._context.rules.codec.open(right.data, case.result.blocks.elems(block))
                 case.result.put(right, part)
                 case.put_right.add(block)
-        if not looked.blocks:
+        if not case.put_right.issuperset(unvouched):
+            self._rounds.results.pop(case.evidence.digest, None)
+            raise RoundError("a block holds what nobody vouches for, and nothing else")
+        if not blocks:
             return commit
         return replace(commit, block_hashes=tuple(case.result.hashes), weight=accepted_weight(case.plan, case.result.masks))
+
+    async def _unvouched(self, case: Case) -> list[BlockIndex]:
+        """Blocks of a later round with a contributor for whom no group vouches. Reducers see that of each other's senders, not of each
+        other: whoever reduces takes in what it brings itself.
+        """
+        evidence, plan = case.evidence, case.plan
+        contributors = {block: contributors_in(plan, mask) or () for block, mask in case.result.masks.items()}
+        reducers = [plan.members[i].peer for i in sorted(reducers_of(plan))]
+        unknown = sorted({i for members in contributors.values() for i in members if not evidence.is_vouched(i)})
+        for member in unknown:
+            await fetch_certificate(self._context, evidence, member, dict.fromkeys([plan.members[member].peer, *reducers]))
+        return [block for block in sorted(contributors) if not all(evidence.is_vouched(i) for i in contributors[block])]
 
     def _suspects(self, case: Case) -> Looked:
         """Runs in the pool."""

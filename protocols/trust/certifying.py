@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from protocols.errors import RemoteRefusal
+from protocols.errors import RemoteProtocolError, RemoteRefusal
+from protocols.frames import MAX_MEMBERS
 from protocols.ids import Epoch, PeerId
-from protocols.messages import require
 from protocols.trust.statements import CHECK, Check
-
-_LEAST_SHARE = 4
-"""Signers are at least so many-th of the group as we see it, however few their leader counted: no coalition is a group of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,28 +33,37 @@ class CertifiedResult:
 
 
 def check_certificate(
-    result: CertifiedResult, sealed: Sequence[bytes], opener: Callable[[str, bytes], tuple[PeerId, bytes]], group_size: int, by: PeerId
+    result: CertifiedResult,
+    sealed: Sequence[bytes],
+    opener: Callable[[str, bytes], tuple[PeerId, bytes]],
+    group: frozenset[PeerId],
+    by: PeerId,
 ) -> None:
-    """Whether enough members vouch for a result.
+    """Whether enough members vouch for a result: more than half of those who were to agree, as they say themselves, and half of the group
+    as we see it, however few its leader counted. Anybody can say that it is a group of its own.
+
+    What others have signed is not the fault of whoever shows it: it counts or it does not.
 
     Args:
         result: which.
         sealed: their checks.
         opener: (kind, sealed) -> (signer, payload), raises RemoteProtocolError.
-        group_size: members of that group as we see the grid; 0 if we do not.
+        group: members of that group as we see the grid.
         by: who shows it.
 
     Raises:
         RemoteRefusal: too few: by another view of the grid they may be enough.
-        RemoteProtocolError: of another result.
     """
-    signers, electorate = set(), 0
-    for item in sealed:
-        signer, payload = opener(CHECK, item)
-        check = Check.decode(payload, by)
+    signers: dict[int, set[PeerId]] = {}
+    for item in sealed[:MAX_MEMBERS]:
+        try:
+            signer, payload = opener(CHECK, item)
+            check = Check.decode(payload, signer)
+        except RemoteProtocolError:
+            continue
         named = CertifiedResult(check.first_plan_digest, check.epoch, check.round_index, check.result_hash, check.weight)
-        require(named == result, by, "a certificate of another result")
-        signers.add(signer)
-        electorate = max(electorate, check.electorate)
-    if not (2 * len(signers) > electorate and _LEAST_SHARE * len(signers) >= group_size):
-        raise RemoteRefusal(by, "uncertified", f"a result that {len(signers)} of {max(electorate, group_size)} members vouch for")
+        if named == result:
+            signers.setdefault(check.electorate, set()).add(signer)
+    if not any(2 * len(found) > electorate and 2 * len(found & group) >= len(group) > 0 for electorate, found in signers.items()):
+        most = max(map(len, signers.values()), default=0)
+        raise RemoteRefusal(by, "uncertified", f"a result that {most} members vouch for, of a group of {len(group)} as we see it")

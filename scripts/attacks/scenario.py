@@ -32,7 +32,7 @@ class Scenario:
 
     peers: int = 16
     attackers: int = 7
-    epochs: int = 120
+    epochs: int = 240
     attack_from: int = 10
     samples: int = 4
 

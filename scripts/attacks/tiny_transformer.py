@@ -14,13 +14,13 @@ import torch
 from torch.nn import functional
 
 V = 256
-C = 32
+C = 16
 HEADS = 2
 T = 32
 
 _SHAPES = {"embedding": (V, C), "position": (T, C), "qkv": (C, 3 * C), "out": (C, C), "up": (C, 4 * C), "down": (4 * C, C)}
 D = sum(math.prod(shape) for shape in _SHAPES.values())
-"""Parameters: 21504."""
+"""Parameters: 7680."""
 
 _CHUNK = 32
 """Windows at once: more leave the cache and are slower."""

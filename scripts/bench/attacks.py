@@ -88,7 +88,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--defence", action="append", choices=DEFENCES, metavar="D", help="one defence, again for more; all")
     parser.add_argument("--seed", type=int, action="append", metavar="S", help="of everything random, again for more runs; 0")
     parser.add_argument("--auditors", type=int, default=1, choices=(1, 2), help="audits in each epoch, where anybody verifies")
-    parser.add_argument("--epochs", type=int, default=120, help="length of a run")
+    parser.add_argument("--epochs", type=int, default=240, help="length of a run")
     parser.add_argument("--attack-from", type=int, default=10, help="first epoch in which attackers attack")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="cells at once, each in a process of its own")
     parser.add_argument("--json", action="store_true", help="end standard output with one JSON object on a line")
