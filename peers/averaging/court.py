@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import accumulate
 
+from blake3 import blake3
+
 from peers.averaging.context import MemberContext
 from peers.interfaces import Endpoint
 from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 JUDGE, BAN, LEDGER = "judge", "ban", "ledger"
 """Names of the calls."""
 
+_COMPARE_DOMAIN = b"swarm.v1.compare-bans"
 _REMEMBERED_PLANS = 64
 _PAGE_BYTES = 2 * 2**20
 _SPREAD_EPOCHS = 2
@@ -259,9 +262,22 @@ class Court:
 
     async def _on_ledger(self, sender: PeerId, request: bytes) -> bytes:
         """A page of our bans, for newcomers."""
-        bans = self._context.ledger.bans[parse(pb.LedgerRequest, request, sender).offset :]
+        m = parse(pb.LedgerRequest, request, sender)
+        bans = () if m.known == self._context.ledger.members_digest else self._context.ledger.bans[m.offset :]
         page = _first_page(bans)
         return pb.LedgerPage(bans=[ban.proof for ban in page], more=len(page) < len(bans)).SerializeToString()
+
+    def compare(self, epoch: Epoch, peers: Iterable[PeerId]) -> None:
+        """Ask a member, another one each epoch, for bans that we lack.
+
+        Whoever has missed one while it was told, or could not be convinced by the proof that it was shown, would look for others in another
+        grid than theirs from then on, and meet nobody who tells it.
+        """
+        drawn = _COMPARE_DOMAIN + epoch.to_bytes(8, "little") + self._context.me.public_key
+        others = [peer for peer in peers if peer != self._context.me and self._context.directory.endpoint(peer)]
+        if others:
+            asked = min(others, key=lambda peer: blake3(drawn + peer.public_key).digest())
+            self._context.tasks.create_task(self.fetch_ledger([asked]), name=f"bans known to {asked.short}")
 
     async def fetch_ledger(self, peers: Iterable[PeerId]) -> int:
         """Learn the bans that others know; returns how many there are now. Whoever shows one that proves nothing is passed over."""
@@ -276,7 +292,7 @@ class Court:
         """One member's ledger, which is in the order of keys: pages that get no further end it, however many more it announces."""
         endpoint, offset, more, reached = self._context.directory.endpoint(peer), 0, True, b""
         while endpoint is not None and more:
-            request = pb.LedgerRequest(offset=offset).SerializeToString()
+            request = pb.LedgerRequest(offset=offset, known=self._context.ledger.members_digest).SerializeToString()
             reply = await self._context.transport.call(endpoint, LEDGER, request, timeout_s=self._context.rules.stall_timeout_s)
             page = parse(pb.LedgerPage, reply, peer)
             last = max((self._accused_of(proof, peer).public_key for proof in page.bans), default=b"")

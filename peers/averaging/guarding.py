@@ -73,6 +73,7 @@ class Guarding:
         self._placements[epoch] = placement
         self._in_groups[epoch] = placement.rounds > 1
         self.court.epoch = max(self.court.epoch, epoch)
+        self.court.compare(epoch, self._context.directory.live(epoch))
         for peer in placement.members:
             self._placed_since.setdefault(peer, epoch)
         while len(self._in_groups) > _REMEMBERED_EPOCHS:

@@ -254,6 +254,11 @@ class Ledger:
         """All of them, by key."""
         return tuple(self._bans[peer] for peer in sorted(self._bans))
 
+    @property
+    def members_digest(self) -> bytes:
+        """32 bytes that name whom it holds, whatever the proofs."""
+        return blake3(b"swarm.v1.banned" + b"".join(peer.public_key for peer in sorted(self._bans))).digest()
+
     def of(self, peer: PeerId) -> Ban | None:
         """Why a member is out."""
         return self._bans.get(peer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -94,6 +95,61 @@ def test_bans_are_told_in_one_call_and_again_to_whoever_did_not_hear() -> None:
                     await passed(5.0)
             assert len(heard) == 1
             assert all(listener.is_banned(peer) for peer in PEERS[:2])
+
+    run_simulated(scene(), seed=0, limit_s=1000)
+
+
+def test_who_missed_a_ban_learns_of_it_in_a_later_epoch_and_who_knows_the_same_is_sent_nothing() -> None:
+    async def scene() -> None:
+        network = SimulatedNetwork(0, LinkSpec(latency_s=0.01))
+        endpoints = {peer: Endpoint(peer, str(peer)) for peer in PEERS[4:6]}
+        sizes: list[int] = []
+        async with asyncio.TaskGroup() as tasks:
+            courts = []
+            for number in (4, 5):
+                transport = SimulatedTransport(network, PEERS[number])
+                context = MemberContext(PEERS[number], transport, FixedDirectory(PEERS[number], endpoints), NOTARIES[number], RULES, tasks)
+                courts.append(Court(context, lambda *_: 0, lambda *_: None, lambda ban: None, majority))
+            knows, lacks = courts
+            plan = signed_plan(range(6))
+            words = judgements_of(plan, 0, (2, 3, 4, 5), Offence.CHECK)
+            proof = ban_by_judgements(PEERS[0], Offence.CHECK, plan, words, sealed_commitment(plan, 0))
+            await knows.learn([proof], PEERS[2])
+
+            async def answer(sender: PeerId, request: bytes) -> bytes:
+                reply = await knows.calls["ledger"](sender, request)
+                sizes.append(len(reply))
+                return reply
+
+            async with SimulatedTransport(network, PEERS[4]).serve(Handlers(calls={"ledger": answer})):
+                for epoch in (20, 21):
+                    lacks.compare(Epoch(epoch), PEERS[4:6])
+                    await passed(5.0)
+            assert lacks.is_banned(PEERS[0])
+            assert len(sizes) == 2
+            assert sizes[1] < 10 < sizes[0]
+
+    run_simulated(scene(), seed=0, limit_s=1000)
+
+
+def test_another_member_is_asked_in_each_epoch() -> None:
+    async def scene() -> None:
+        network = SimulatedNetwork(0, LinkSpec(latency_s=0.01))
+        asked: list[PeerId] = []
+
+        class Asking(Court):
+            async def fetch_ledger(self, peers: Iterable[PeerId]) -> int:
+                asked.extend(peers)
+                return 0
+
+        async with asyncio.TaskGroup() as tasks:
+            directory = FixedDirectory(PEERS[0], {peer: Endpoint(peer, str(peer)) for peer in PEERS})
+            context = MemberContext(PEERS[0], SimulatedTransport(network, PEERS[0]), directory, NOTARIES[0], RULES, tasks)
+            court = Asking(context, lambda *_: 0, lambda *_: None, lambda ban: None, majority)
+            for epoch in range(60):
+                court.compare(Epoch(epoch), PEERS)
+        assert len(asked) == 60
+        assert set(asked) == set(PEERS[1:])
 
     run_simulated(scene(), seed=0, limit_s=1000)
 

@@ -181,7 +181,9 @@ class LedgerPage(_message.Message):
     def __init__(self, bans: _Optional[_Iterable[bytes]] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class LedgerRequest(_message.Message):
-    __slots__ = ("offset",)
+    __slots__ = ("offset", "known")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
     offset: int
-    def __init__(self, offset: _Optional[int] = ...) -> None: ...
+    known: bytes
+    def __init__(self, offset: _Optional[int] = ..., known: _Optional[bytes] = ...) -> None: ...
