@@ -10,6 +10,7 @@ import torch
 
 from peers.attacks.donors import POISON_DONOR
 from peers.attacks.protocol import PROTOCOL_ATTACKS
+from peers.averaging.auditing import Replay
 from peers.averaging.context import AveragingRules
 from peers.simulation import run_simulated
 from peers.state_snapshot import StateSnapshot
@@ -168,9 +169,12 @@ def test_a_newcomer_with_other_bytes_is_an_error() -> None:
     newcomers, rules = Newcomers(PEERS, ()), AveragingRules(RunId(bytes(32)), 1024, codec_named("fp32"), 64)
     truth_D = torch.arange(1024, dtype=torch.float32)
 
+    async def nothing(_replay: Replay) -> None:
+        return None
+
     async def live() -> None:
         beside = {peer: server.handlers() for peer, server in newcomers.servers.items()}
-        async with SimulatedMembers(len(PEERS), rules, 0, {}, None, beside) as swarm:
+        async with SimulatedMembers(len(PEERS), rules, 0, {}, nothing, beside) as swarm:
             newcomers.publish(1, truth_D, poisoned=True)
             await newcomers.visit(swarm, 0)
             newcomers.check()
