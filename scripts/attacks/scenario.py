@@ -9,13 +9,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from peers.attacks.donors import POISON_DONOR
 from peers.attacks.protocol import PROTOCOL_ATTACKS
 from peers.attacks.vectors import VECTOR_ATTACKS
 from peers.testing import make_key
 from protocols.ids import PeerId
 
 NO_ATTACK = "none"
-ATTACKS = (*VECTOR_ATTACKS, *PROTOCOL_ATTACKS)
+ATTACKS = (*VECTOR_ATTACKS, *PROTOCOL_ATTACKS, POISON_DONOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Row:
         honest_banned: honest members that were not.
         seconds: of wall clock.
         loss_same_members: without an attack, with centered_clip and whoever was left in each epoch of this run.
-        reasons: bans by offence.
+        reasons: bans by offence; under `poison_donor` what became of newcomers, see `Newcomers.reasons`.
         unequal_epochs: in which honest members did not end with the same bytes.
     """
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from blake3 import blake3
 
+from peers.attacks.donors import POISON_DONOR
 from peers.attacks.protocol import PROTOCOL_ATTACKS as PLAYED
 from peers.attacks.protocol import attacker_named
 from peers.attacks.ring import Ring
@@ -31,6 +32,7 @@ from protocols.errors import RoundError
 from protocols.ids import Epoch, PeerId, RunId
 from protocols.messages import Join
 from scripts.attacks.colluders import Colluders
+from scripts.attacks.newcomers import Newcomers
 from scripts.attacks.plain_swarm import CleanRuns
 from scripts.attacks.scenario import NO_ATTACK, Progress, Row, Scenario, finite
 from scripts.attacks.simulated_members import SimulatedMembers
@@ -55,8 +57,8 @@ class VerifiedRunner:
         self._scenario = clean.scenario
 
     def plays(self, attack: str) -> bool:
-        """All that averaging can see."""
-        return attack in (NO_ATTACK, *VECTOR_ATTACKS, *PLAYED)
+        """All that averaging or newcomers can see."""
+        return attack in (NO_ATTACK, *VECTOR_ATTACKS, *PLAYED, POISON_DONOR)
 
     def epochs(self, attack: str) -> int:
         """How often `run` will report progress."""
@@ -135,17 +137,35 @@ class VerifiedSwarm:
         self.learner = _Trained(workload, scenario.epochs)
         self.twin = _Trained(workload, scenario.epochs)
         self.attackers = list(chosen)
+        self._newcomers = Newcomers(self._members, chosen) if attack == POISON_DONOR else None
         self.reasons: Counter[str] = Counter()
         self.honest_banned = self.unequal_epochs = self.failures = 0
         self.epochs_to_last_ban: int | None = None
 
     async def live(self, progress: Progress) -> None:
-        """All epochs."""
-        conducts = {peer: attacker_named(self._attack, peer, self._ring) for peer in self.attackers}
-        async with SimulatedMembers(len(self._members), self._rules, self._seed, conducts, self._replay) as swarm:
+        """All epochs.
+
+        Raises:
+            LocalProtocolError: a newcomer took over poison.
+        """
+        lying = () if self._newcomers else self.attackers  # who serves poison averages like everybody else
+        conducts = {peer: attacker_named(self._attack, peer, self._ring) for peer in lying}
+        beside = {peer: server.handlers() for peer, server in self._newcomers.servers.items()} if self._newcomers else {}
+        async with SimulatedMembers(len(self._members), self._rules, self._seed, conducts, self._replay, beside) as swarm:
             for epoch in range(self._scenario.epochs):
                 await self._epoch(swarm, epoch)
+                if self._newcomers:
+                    await self._newcomer(self._newcomers, swarm, epoch)
                 progress()
+        if self._newcomers:
+            self._newcomers.check()
+            self.reasons.update(self._newcomers.reasons())
+
+    async def _newcomer(self, newcomers: Newcomers, swarm: SimulatedMembers, epoch: int) -> None:
+        attacked = epoch >= self._scenario.attack_from
+        newcomers.publish(epoch + 1, self.learner.params, poisoned=attacked)
+        if attacked:
+            await newcomers.visit(swarm, epoch)
 
     async def _epoch(self, swarm: SimulatedMembers, epoch: int) -> None:
         present = (*self._honest, *self.attackers)

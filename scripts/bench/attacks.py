@@ -7,7 +7,9 @@
 Every member computes gradients of a small transformer on the sources of Python's standard library (`scripts.attacks.workload`); attackers
 send something else from epoch `--attack-from` on. A row says the loss at the end on held-out text, beside that of the same run without an
 attack and with the plain mean. Defences: mean, median, geometric_median, krum and centered_clip verify nothing, so that attackers stay for
-ever. Attacks that only a verified swarm knows have no row there. `verified` runs the real averaging code with audits and bans.
+ever. Attacks that only a verified swarm knows have no row there. `verified` runs the real averaging code with audits and bans. Under
+`poison_donor` a newcomer fetches the state in each epoch, from donors of which some serve poison; if one ends with other bytes than honest
+members hold, the run fails.
 """
 
 from __future__ import annotations

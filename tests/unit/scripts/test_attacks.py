@@ -8,12 +8,21 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
+from peers.attacks.donors import POISON_DONOR
 from peers.attacks.protocol import PROTOCOL_ATTACKS
-from protocols.errors import ConfigError
+from peers.averaging.auditing import Replay
+from peers.averaging.context import AveragingRules
+from peers.simulation import run_simulated
+from peers.state_snapshot import StateSnapshot
+from protocols.codecs import codec_named
+from protocols.errors import ConfigError, LocalProtocolError
+from protocols.ids import RunId
 from scripts.attacks import report, tiny_transformer
+from scripts.attacks.newcomers import Newcomers
 from scripts.attacks.plain_swarm import CleanRuns
 from scripts.attacks.runners import DEFENCES, VERIFIED, runner_named
 from scripts.attacks.scenario import ATTACKS, NO_ATTACK, Row, Scenario, finite
+from scripts.attacks.simulated_members import SimulatedMembers
 from scripts.attacks.workload import Learner, Workload, load_text
 from scripts.bench import attacks
 
@@ -147,11 +156,45 @@ def test_verification_ends_a_lie_in_its_first_epoch(clean: CleanRuns) -> None:
     assert found.unequal_epochs == 0
 
 
+def test_newcomers_never_take_over_poison(clean: CleanRuns) -> None:
+    found, unharmed = row(clean, POISON_DONOR, VERIFIED), row(clean, NO_ATTACK, VERIFIED)
+    assert found.loss == unharmed.loss
+    assert (found.attackers_left, found.honest_banned, found.epochs_to_last_ban, found.unequal_epochs) == (2, 0, None, 0)
+    assert found.reasons.keys() == {"donors dropped", "newcomers served"}
+    assert found.reasons["newcomers served"] == SMALL.epochs - SMALL.attack_from
+    assert 12 <= found.reasons["donors dropped"] <= 15  # two attackers in nine epochs, three of whose turns were silence
+
+
+def test_a_newcomer_with_other_bytes_is_an_error() -> None:
+    newcomers, rules = Newcomers(PEERS, ()), AveragingRules(RunId(bytes(32)), 1024, codec_named("fp32"), 64)
+    truth_D = torch.arange(1024, dtype=torch.float32)
+
+    async def nothing(_replay: Replay) -> None:
+        return None
+
+    async def live() -> None:
+        beside = {peer: server.handlers() for peer, server in newcomers.servers.items()}
+        async with SimulatedMembers(len(PEERS), rules, 0, {}, nothing, beside) as swarm:
+            newcomers.publish(1, truth_D, poisoned=True)
+            await newcomers.visit(swarm, 0)
+            newcomers.check()
+            other = StateSnapshot.of([("params", truth_D + 1)], epoch=1, accepted_samples=1, meta={})
+            for server in newcomers.servers.values():
+                server.announce(other.state_hash)
+                server.publish(other)
+            await newcomers.visit(swarm, 1)
+
+    run_simulated(live(), limit_s=1e4)
+    assert (newcomers.served, newcomers.misled) == (1, 1)
+    with pytest.raises(LocalProtocolError, match="1 of 2 newcomers"):
+        newcomers.check()
+
+
 def test_same_seed_gives_the_same_row(clean: CleanRuns) -> None:
     assert row(clean, "constant_direction", "krum").loss == row(CleanRuns(SMALL), "constant_direction", "krum").loss
 
 
-@pytest.mark.parametrize("attack", [name for name in ATTACKS if name not in PROTOCOL_ATTACKS])
+@pytest.mark.parametrize("attack", [name for name in ATTACKS if name not in (*PROTOCOL_ATTACKS, POISON_DONOR)])
 def test_every_attack_on_contributions_can_be_run(clean: CleanRuns, attack: str) -> None:
     runner, epochs = runner_named("mean", clean), [0]
 
@@ -209,7 +252,7 @@ def test_odd_arguments_are_refused(arguments: Sequence[str]) -> None:
 
 
 def test_all_attacks_are_accepted() -> None:
-    assert len(ATTACKS) == len(set(ATTACKS)) == 30
+    assert len(ATTACKS) == len(set(ATTACKS)) == 31
     asked = [argument for attack in ATTACKS for argument in ("--attack", attack)]
     assert attacks.parse_arguments(asked).attack == list(ATTACKS) == attacks.parse_arguments([]).attack
 
