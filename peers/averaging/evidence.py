@@ -92,6 +92,7 @@ class Evidence:
         breach: Callable[[PeerId], None],
     ) -> None:
         self.breach = breach
+        self.forgotten = False
         self._context = context
         self._brought = brought
         self._vouched = vouched
@@ -250,6 +251,7 @@ class Evidence:
 
     def forget(self) -> None:
         """Let go of all blocks."""
+        self.forgotten = True
         self.parts.clear()
         self._own_D = torch.empty(0)
 

@@ -30,6 +30,8 @@ async def serve_parts(context: MemberContext, stream: Stream, evidence: Evidence
     """
     if evidence is not None and evidence.plan.index_of(stream.peer) is None:
         raise RemoteRefusal(stream.peer, "not-in-plan", "you are not in this plan")
+    if evidence is not None and evidence.forgotten:
+        raise RemoteRefusal(stream.peer, "forgotten", "that round is too long ago")
     committed = evidence.committed.get(request.member) if evidence else None
     if evidence is None or committed is None:
         raise RemoteRefusal(stream.peer, "unknown-parts", "this member holds nothing of that member's in that round")

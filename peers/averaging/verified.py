@@ -208,8 +208,8 @@ class VerifiedRounds:
             if opened.right is not None:
                 right = opened.right
                 part = self._context.rules.codec.open(right.data, case.result.blocks.elems(block))
+                case.put_right.add(block)  # first: whoever looks into this round meanwhile shall not compare a half-written block
                 case.result.put(right, part)
-                case.put_right.add(block)
         if not case.put_right.issuperset(unvouched):
             self._rounds.results.pop(case.evidence.digest, None)
             raise RoundError("a block holds what nobody vouches for, and nothing else")

@@ -211,7 +211,7 @@ def _check_statements(
     if offence is Offence.EQUIVOCATION and len(opened) == 2 and opened[0][0] == opened[1][0]:
         epoch = contradiction(opened[0][0], opened[0][1], opened[1][1], accused)
         if epoch is not None:
-            return epoch
+            return epoch_now if opened[0][0] == REDUCTION else epoch  # reductions name their round by its plan alone
     if offence is Offence.ABSURD_CLAIM and len(opened) == 1 and opened[0][0] == _JOIN:
         epoch = Join.decode(opened[0][1], accused).epoch
         if epoch > epoch_now + ABSURD_AHEAD:

@@ -171,7 +171,7 @@ def test_who_holds_the_same_result_as_another_commits_to_it_as_well() -> None:
             transport = SimulatedTransport(SimulatedNetwork(0, LinkSpec(latency_s=0.01)), PEERS[1])
             context = MemberContext(PEERS[1], transport, FixedDirectory(PEERS[1], {}), NOTARIES[1], RULES, tasks)
             evidence = Evidence(
-                context, plan, vector_D, Brought(previous_plan_digest=b"p" * 32, coin_seed=bytes(32)), lambda *_: None, lambda peer: None
+                context, plan, vector_D, Brought(previous_plan_digest=b"p" * 32, coin_seed=b"c" * 32), lambda *_: None, lambda peer: None
             )
             await evidence.commit()
             assert evidence.committed[1].contents == contents
