@@ -10,10 +10,10 @@ import torch
 
 from peers.attacks.donors import POISON_DONOR
 from peers.attacks.protocol import PROTOCOL_ATTACKS
-from peers.averaging.auditing import Replay
 from peers.averaging.context import AveragingRules
 from peers.simulation import run_simulated
 from peers.state_snapshot import StateSnapshot
+from peers.training_peer import ReplayRequest
 from protocols.codecs import codec_named
 from protocols.errors import ConfigError, LocalProtocolError
 from protocols.ids import RunId
@@ -169,7 +169,7 @@ def test_a_newcomer_with_other_bytes_is_an_error() -> None:
     newcomers, rules = Newcomers(PEERS, ()), AveragingRules(RunId(bytes(32)), 1024, codec_named("fp32"), 64)
     truth_D = torch.arange(1024, dtype=torch.float32)
 
-    async def nothing(_replay: Replay) -> None:
+    async def nothing(_replay: ReplayRequest) -> None:
         return None
 
     async def live() -> None:
