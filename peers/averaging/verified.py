@@ -244,6 +244,6 @@ class VerifiedRounds:
             weights_G = tuple(plan.weights[i] for i in members)
             radius = stated[1] if not plan.round_index else math.inf
             clipped = not plan.round_index and trust is not None and trust.clips
-            facts[block] = BlockFacts(weights_G, radius, block_norm(result_E), codec_error(codec, result_E), clipped)
+            facts[block] = BlockFacts(weights_G, radius, block_norm(result_E), codec_error(codec, result_E), clipped, stated[0])
         vanishing = bool(plan.round_index) or (trust is not None and trust.vanishing)
         return blocks_to_look_at(contributors, case.checks, facts, case.evidence.coin, vanishing=vanishing)

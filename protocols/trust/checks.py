@@ -146,6 +146,7 @@ class BlockFacts:
         norm: of the block.
         codec_error: `codec_error` of the block.
         clipped: whether the radius must be one that CenteredClip observes (`LEAST_RADIUS_SHARE`).
+        reducer: who has signed for it, as an index into the plan.
     """
 
     weights_G: tuple[float, ...]
@@ -153,6 +154,7 @@ class BlockFacts:
     norm: float
     codec_error: float
     clipped: bool = False
+    reducer: int | None = None
 
 
 def codec_error(codec: Codec, result_E: torch.Tensor) -> float:

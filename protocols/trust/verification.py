@@ -89,7 +89,8 @@ def blocks_to_look_at(
         facts: of each block whose radius is known.
         coin: of the round.
         vanishing: whether the aggregate's clipped differences cancel; if not, one block is drawn instead.
-            One more is drawn by the doubts of contributors, with a lot for each.
+            One more is drawn by the doubts of contributors, with a lot for each. Of a reducer that has not reported every block is looked
+            at: it could make all that it lies about unverifiable.
     """
     open_to_doubt = unverifiable(contributors, frozenset(checks))
     unknown = {*open_to_doubt, *(block for block in contributors if block not in facts)}
@@ -101,7 +102,8 @@ def blocks_to_look_at(
         reporting = [i for i in contributors[block] if i in checks]
         doubted = sum(block in checks[i].doubted for i in reporting)
         figures = [Figures(checks[i].projections[block], checks[i].distances[block]) for i in reporting]
-        if 2 * doubted > len(contributors[block]) or (block not in unknown and suspicious(figures, facts[block])):
+        mute = vanishing and block in facts and facts[block].reducer not in (None, *checks)
+        if mute or 2 * doubted > len(contributors[block]) or (block not in unknown and suspicious(figures, facts[block])):
             suspected.append(block)
         elif doubted:
             doubts[block] = doubted

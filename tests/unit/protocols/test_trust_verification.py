@@ -176,3 +176,10 @@ def test_what_is_no_signed_check_counts_as_nothing_and_spoils_nothing() -> None:
         certify([*vouched(0, 1, 2), bad])
         with pytest.raises(RemoteRefusal):
             certify([*vouched(0, 1), bad])
+
+
+def test_all_blocks_of_a_reducer_that_reports_nothing_are_looked_at() -> None:
+    facts = {block: replace(fact, reducer=3) for block, fact in FACTS.items()}
+    assert looked(VANISHING, facts=facts).suspected == ()
+    mute = {member: check for member, check in VANISHING.items() if member != 3}
+    assert looked(mute, facts=facts).suspected == tuple(sorted(facts))
