@@ -95,12 +95,15 @@ class Scenario:
 
     @cached_property
     def attacking(self) -> dict[int, str]:
-        """What each attacker does, by its number. Those that attack as reducers have the fastest links: others have nothing to reduce."""
-        chosen = self.dice("attackers").sample(range(self.peers), self.attackers)
-        links = self.links()
-        fastest_first = sorted(chosen, key=lambda number: -links[number].bandwidth_bytes_per_s)
+        """What each attacker does, by its number. Those that attack as reducers are of the fastest fifth: others seldom have to reduce."""
         names = [self.attacks[i % len(self.attacks)] for i in range(self.attackers)]
-        return dict(zip(fastest_first, sorted(names, key=lambda name: name not in REDUCERS), strict=True))
+        names.sort(key=lambda name: name not in REDUCERS)
+        reducers = sum(name in REDUCERS for name in names)
+        links, dice = self.links(), self.dice("attackers")
+        fastest_first = sorted(range(self.peers), key=lambda number: -links[number].bandwidth_bytes_per_s)
+        chosen = dice.sample(fastest_first[: max(reducers, self.peers // 5)], reducers)
+        chosen += dice.sample([number for number in range(self.peers) if number not in chosen], self.attackers - reducers)
+        return dict(zip(chosen, names, strict=True))
 
     def contribution(self, epoch: int, member: int, samples: float | None = None) -> NDArray[np.float32]:
         """What a member brings: from N(0, 1), shape (D,). Over other samples than its own it would be another vector."""
