@@ -121,13 +121,13 @@ class VerifiedRounds:
         evidence = Evidence(self._context, plan, own_D, brought, vouched, self._court.breach_in(plan.digest))
         self._unfinished[evidence.digest] = evidence
         self._court.open_round(plan)
-        self._judge_claims(plan)
         await evidence.commit()
         self._rounds.evidence.put(evidence.digest, evidence)
         last_plan, result, commit = await average_by_plan(self._context, self._rounds, plan, own_D, self._blame, evidence)
         verifying = Verifying(self._context, evidence, last_plan, self._hooks(evidence, last_plan, result), self._rounds.usual_exchange_s)
         self._rounds.verifyings.put(evidence.digest, verifying)
         agreed, verified = input_hash(result.contents, evidence.digest), await verifying.run()
+        self._judge_claims(plan)  # not before its commitment is known: the proof of a ban must show that the accused took part
         case = Case(evidence, last_plan, result, verified, agreed, ended_s=asyncio.get_running_loop().time())
         self.cases[evidence.digest] = case
         self._unfinished.pop(evidence.digest, None)

@@ -12,6 +12,7 @@ import torch
 from peers.averaging.context import AveragingRules, MemberContext
 from peers.averaging.court import Court
 from peers.averaging.evidence import Brought, Evidence
+from peers.averaging.trust_rules import TrustRules
 from peers.averaging.unbanned import Unbanned
 from peers.interfaces import Endpoint, Handlers
 from peers.simulation import run_simulated
@@ -24,6 +25,7 @@ from protocols.ids import Epoch, PeerId, RunId
 from protocols.messages import SealedJoin
 from protocols.trust.ledger import Ban, Ledger, ban_by_judgements, check_ban, majority, two_thirds
 from protocols.trust.offences import Offence
+from tests.helpers.averaging_swarm import SimulatedSwarm, rules
 from tests.helpers.trust_values import EPOCH, NOTARIES, PEERS, judgements_of, opener, sealed_commitment, signed_plan
 
 RULES = AveragingRules(RunId(bytes(32)), 10, codec_named("fp32"), 4)
@@ -176,5 +178,22 @@ def test_who_holds_the_same_result_as_another_commits_to_it_as_well() -> None:
             await evidence.commit()
             assert evidence.committed[1].contents == contents
             assert set(evidence.parts) == {(1, block) for block in range(4)}
+
+    run_simulated(scene(), seed=0, limit_s=1000)
+
+
+def test_a_ban_for_an_absurd_weight_convinces_members_that_have_seen_nothing_of_the_round() -> None:
+    """It shows that the accused took part, so that who was away learns of it."""
+
+    async def scene() -> None:
+        async with SimulatedSwarm(5, averaging=rules(trust=TrustRules(most_samples=100.0))) as swarm:
+            await swarm.round(600, weights=[1.0, 1.0, 1e6, 1.0, 1.0], bandwidths=[10**6, 0, 0, 0, 0])
+            await passed(5.0)
+            accused = swarm.members[2].peer
+            for member in swarm.members:
+                ban = member.ledger.of(accused)
+                assert member.peer == accused or ban
+                if ban:
+                    assert check_ban(ban.proof, opener, Epoch(9), lambda *_: 0, PEERS[1]).offence is Offence.ABSURD_CLAIM
 
     run_simulated(scene(), seed=0, limit_s=1000)
