@@ -82,17 +82,27 @@ class Guarding:
             del self._placements[min(self._placements)]
 
     def _group_size(self, epoch: Epoch, index: int, peer: PeerId) -> int:
-        return len(self._group(epoch, index, peer))
+        """Members that a ban in that epoch takes into account. One that is banned for what it did in it counts: of two such, each would prove
+        the ban of the other by fewer jurors, and whoever knows of neither ban could be convinced of none.
+        """
+        return sum(not self._was_out(member, epoch) for member in self._placed_group(epoch, index, peer))
+
+    def _was_out(self, peer: PeerId, epoch: Epoch) -> bool:
+        ban = self._context.ledger.of(peer)
+        return ban is not None and ban.epoch < epoch
 
     def _group(self, epoch: Epoch, index: int, peer: PeerId) -> frozenset[PeerId]:
         """Of a member, by our own view; empty if we have none."""
+        return frozenset(member for member in self._placed_group(epoch, index, peer) if member not in self._context.ledger)
+
+    def _placed_group(self, epoch: Epoch, index: int, peer: PeerId) -> tuple[PeerId, ...]:
         placement = self._placements.get(epoch)
         if placement is None or not 0 <= index < placement.rounds:
-            return frozenset()
+            return ()
         try:
-            return frozenset(member for member in placement.group(peer, index) if member not in self._context.ledger)
+            return tuple(placement.group(peer, index))
         except KeyError:
-            return frozenset()
+            return ()
 
     def _quorum(self, epoch: Epoch, electorate: int) -> int:
         """Of the jurors of one group; by the number of groups as we see it, or as we see it now where we have seen nothing of an epoch."""

@@ -156,6 +156,24 @@ def test_another_member_is_asked_in_each_epoch() -> None:
     run_simulated(scene(), seed=0, limit_s=1000)
 
 
+def test_jurors_of_an_epoch_are_counted_whoever_of_them_is_banned_for_it() -> None:
+    """Two of nine are guilty in one round, and who bans one first needs no fewer jurors for the other."""
+
+    async def scene() -> None:
+        async with SimulatedSwarm(9, averaging=rules(trust=TrustRules())) as swarm:
+            await swarm.round(600, epoch=3)
+            member = swarm.members[0]
+            guarding = member.averager.guarding
+            assert guarding
+            sizes = []
+            for number, epoch in ((1, 3), (2, 2), (3, 4)):
+                member.ledger.add(Ban(swarm.members[number].peer, Offence.CHECK, Epoch(epoch), b"proof"))
+                sizes.append(guarding._group_size(Epoch(3), 0, swarm.members[4].peer))
+            assert sizes == [9, 8, 8]
+
+    run_simulated(scene(), seed=0, limit_s=1000)
+
+
 def test_who_holds_the_same_result_as_another_commits_to_it_as_well() -> None:
     """If the one that sends it dies, the next one does: it must have committed to what it sends."""
 
