@@ -82,10 +82,8 @@ class Guarding:
             del self._placements[min(self._placements)]
 
     def _group_size(self, epoch: Epoch, index: int, peer: PeerId) -> int:
-        """Members of a group who may judge, by our own view.
-
-        One that is banned for what it did in that epoch counts: of two such, each would prove the ban of the other by fewer jurors, and
-        whoever knows of neither ban could be convinced of none.
+        """Members of a group as we see it. Whoever is banned for what it did in that epoch counts among its jurors: of two such, each would
+        prove the other's ban to those who know both, and nobody else could be convinced of either.
         """
         return sum(not self._was_out(member, epoch) for member in self._placed_group(epoch, index, peer))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -18,6 +17,7 @@ from protocols.content import content_hash, input_hash
 from protocols.grid import Placement
 from protocols.messages import Join
 from protocols.trust.statements import CHECK, Check
+from tests.helpers.attack_scene import time_passes
 from tests.helpers.averaging_swarm import SimulatedSwarm, averaged, rules, same_bytes
 
 COUNT, LIAR, SIZE = 16, 1, 1000
@@ -59,7 +59,7 @@ async def one_epoch(conduct: Conduct, prepare: Callable[[SimulatedSwarm], None] 
     async with SimulatedSwarm(COUNT, averaging=RULES, conducts=conducts) as swarm:
         prepare(swarm)
         outcomes = await swarm.round(SIZE)
-        await asyncio.sleep(20)
+        await time_passes(20)
         honest = [number for number in range(COUNT) if number != LIAR]
         bans = sum(len(swarm.members[number].ledger.bans) for number in honest)
         return averaged([outcomes[number] for number in honest]), bans

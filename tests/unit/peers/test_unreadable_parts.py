@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -24,6 +23,7 @@ from protocols.messages import Plan
 from protocols.parts import Part
 from protocols.trust.offences import Offence
 from protocols.trust.statements import Charge, Check
+from tests.helpers.attack_scene import time_passes
 from tests.helpers.averaging_swarm import SimulatedSwarm, averaged, contribution, rules, same_bytes
 
 COUNT, LIAR, ACCUSER, SIZE = 7, 1, 3, 1000
@@ -84,7 +84,7 @@ def test_it_is_put_right_and_its_author_is_out(accuser: Conduct, monkeypatch: py
             if isinstance(accuser, Accuser):
                 accuser.accused = liar
             outcomes = await swarm.round(SIZE)
-            await asyncio.sleep(20)
+            await time_passes(20)
             honest = [number for number in range(COUNT) if number not in (LIAR, ACCUSER)]
             ended = averaged([outcomes[number] for number in honest])
             assert len(ended) == len(honest)
