@@ -127,6 +127,8 @@ class VerifiedRounds:
         verifying = Verifying(self._context, evidence, last_plan, self._hooks(evidence, last_plan, result), self._rounds.usual_exchange_s)
         self._rounds.verifyings.put(evidence.digest, verifying)
         agreed, verified = input_hash(result.contents, evidence.digest), await verifying.run()
+        if verified and 2 * sum(check.result_hash == agreed for _, check in verified.checks.values()) <= plan.electorate:
+            verified = None  # what a few say, who are cut off from the rest, shows nothing about the result that the rest has
         self._judge_claims(plan)  # not before its commitment is known: the proof of a ban must show that the accused took part
         case = Case(evidence, last_plan, result, verified, agreed, ended_s=asyncio.get_running_loop().time())
         self.cases[evidence.digest] = case

@@ -109,7 +109,8 @@ class E3M0Codec(BlockwiseCodec):
         scales = math.hypot(*(norm64(group_G) for group_G in groups)) / 48
         subnormal = (2.0**-126 + max(0.0, largest_magnitude(block_E) - self.limit)) * math.sqrt(block_E.numel())
         found = math.hypot(norm64(block_E) / 2, 0.75 * scales * math.sqrt(self.grouping.group_elems)) + subnormal
-        return min(found, super().error_norm(block_E)) if largest_magnitude(block_E) <= self.limit else found
+        largest = largest_magnitude(block_E)
+        return min(found, (largest / 2 + 2.0**-126) * math.sqrt(block_E.numel())) if largest <= self.limit else found
 
     def worst_error(self, block_E: torch.Tensor) -> float:
         """A third of the largest magnitude, and what the limit cuts off."""

@@ -22,6 +22,8 @@ from protocols.messages import BlockTask, Closing, Commit, Join, Plan, Proven, R
 from protocols.messages_blocks import BlocksRequest
 from protocols.messages_state import ManifestRequest, PieceChunk, PiecesRequest
 from protocols.proto.swarm.v1 import control_pb2 as pb
+from protocols.trust.coin import coin_root
+from protocols.trust.statements import COIN_TRIES
 from scripts.fuzzing.formats import BYTES, FIELDS, PROTOBUF
 from scripts.fuzzing.target import SENDER, Target, message
 from scripts.fuzzing.world import listed, unlisted
@@ -30,6 +32,9 @@ _LARGE = 2**19
 """Of messages that are large by nature: long enough for what grows too fast to be noticed."""
 
 _STATE, _DIGEST, _SIZE_ELEMS = b"s" * 32, b"d" * 32, 200
+COIN = (b"k" * 32,) * COIN_TRIES
+"""What all of them have committed to as their shares of the coin."""
+
 NOTARIES = tuple(KeyNotary(make_key(number)) for number in range(3))
 _COMMIT = Commit(_DIGEST, Epoch(5), (b"a" * 32, b"b" * 32, b"c" * 32, b"e" * 32), 12.5, _STATE)
 
@@ -46,7 +51,7 @@ def context() -> MemberContext:
 @lru_cache(maxsize=1)
 def plan_of_three() -> Plan:
     """A plan of the first three members."""
-    joins = [Join(Epoch(5), _STATE, 1.0 + number, 1000) for number in range(3)]
+    joins = [Join(Epoch(5), _STATE, 1.0 + number, 1000, coin_root=coin_root(COIN)) for number in range(3)]
     sealed = tuple(SealedJoin(notary.peer, join, notary.seal("join", join.encode())) for notary, join in zip(NOTARIES, joins, strict=True))
     return first_plan(context(), sealed, _SIZE_ELEMS, 3, 0)
 

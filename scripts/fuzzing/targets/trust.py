@@ -13,15 +13,14 @@ from protocols.messages_blocks import PartsRequest
 from protocols.proto.swarm.v1 import trust_pb2 as pb
 from protocols.trust.ledger import Ban, ban_by_judgements, ban_by_statements, check_ban, read_plan
 from protocols.trust.offences import Offence
-from protocols.trust.statements import COIN_TRIES, COMMITMENT, JUDGEMENT, Charge, Check, Commitment, Reduction, hashes_root
+from protocols.trust.statements import COMMITMENT, JUDGEMENT, Charge, Check, Commitment, Reduction, hashes_root
 from scripts.fuzzing.formats import PROTOBUF
 from scripts.fuzzing.target import SENDER, Target, message
-from scripts.fuzzing.targets.rounds import NOTARIES, context, plan_of_three
+from scripts.fuzzing.targets.rounds import COIN, NOTARIES, context, plan_of_three
 
 _DIGEST, _HASHES = b"d" * 32, (b"a" * 32, b"b" * 32, b"c" * 32, b"e" * 32)
-_COIN = (b"k" * 32,) * COIN_TRIES
-_FIRST = Commitment(_DIGEST, Epoch(5), 0, b"r" * 32, _COIN, 7, 64)
-_LATER = Commitment(_DIGEST, Epoch(5), 1, b"r" * 32, _COIN, previous_plan_digest=b"p" * 32)
+_FIRST = Commitment(_DIGEST, Epoch(5), 0, b"r" * 32, COIN, 7, 64)
+_LATER = Commitment(_DIGEST, Epoch(5), 1, b"r" * 32, COIN, previous_plan_digest=b"p" * 32)
 _REDUCTION = Reduction(_DIGEST, 1, (BlockIndex(0), BlockIndex(3)), _HASHES[:2], (2.5, math.inf))
 _CHECK = Check(_DIGEST, Epoch(5), 0, b"n" * 32, 3, b"r" * 32, 12.5, (0.5, -1.0), (2.0, 0.0), (BlockIndex(1),))
 _CHARGE = Charge(_DIGEST, Epoch(5), SENDER, Offence.CONTRIBUTION, BlockIndex(3))
@@ -29,7 +28,7 @@ _CHARGE = Charge(_DIGEST, Epoch(5), SENDER, Offence.CONTRIBUTION, BlockIndex(3))
 
 @lru_cache(maxsize=1)
 def _commitment() -> Commitment:
-    return Commitment(plan_of_three().digest, Epoch(5), 0, hashes_root(_HASHES), _COIN, 0, 64)
+    return Commitment(plan_of_three().digest, Epoch(5), 0, hashes_root(_HASHES), COIN, 0, 64)
 
 
 def _committed_seeds() -> list[bytes]:
@@ -48,7 +47,7 @@ def _judgements(accused: PeerId) -> list[bytes]:
 
 def _ban_seeds() -> list[bytes]:
     accused = NOTARIES[2]
-    one, other = (Commitment(_DIGEST, Epoch(5), 0, root, _COIN, 0, 64) for root in (b"r" * 32, b"s" * 32))
+    one, other = (Commitment(_DIGEST, Epoch(5), 0, root, COIN, 0, 64) for root in (b"r" * 32, b"s" * 32))
     statements = [(COMMITMENT, accused.seal(COMMITMENT, said.encode())) for said in (one, other)]
     return [
         ban_by_judgements(accused.peer, Offence.REDUCTION, plan_of_three(), _judgements(accused.peer)),
