@@ -214,8 +214,7 @@ def doubts(distance: float, part_norm: float) -> bool:
 
     A mean holds some of every part in it, so it is closer to nearly all of them than zero is, however noisy they are: `|g - v| < |g|` where
     `2 <g, v> > |v|^2`. What is turned against most parts, or is mostly noise of its own, is not. A block that most contributors doubt is
-    looked at; of the others one is drawn, with a lot for each doubt, because noise alone makes some doubt and looking costs the parts of
-    all. So those who lie together are found by and by, however many honest members they please. To doubt what one's own part does not
+    looked at; of those that more than a third doubt one is drawn, because noise alone makes some doubt and looking costs the parts of all. So those who lie together are found by and by, however many honest members they please. To doubt what one's own part does not
     doubt, or the reverse, is a false check.
     """
     return distance > part_norm

@@ -60,6 +60,10 @@ def accepted_coin(plan: Plan, shown: Shares, required: frozenset[int], commitmen
     return combine(plan.digest, shown.attempt, {plan.members[i].peer: share for i, share in shown.shares.items()})
 
 
+_DRAWN_DOUBTS = 3
+"""Some honest members doubt a block in any round in which weights differ much: looking at one each time would cost a fifth more traffic."""
+
+
 @dataclass(frozen=True, slots=True)
 class Looked:
     """Which blocks to look at, and why."""
@@ -89,7 +93,7 @@ def blocks_to_look_at(
         facts: of each block whose radius is known.
         coin: of the round.
         vanishing: whether the aggregate's clipped differences cancel; if not, one block is drawn instead.
-            One more is drawn by the doubts of contributors, with a lot for each. Of a reducer that has not reported every block is looked
+            Of blocks that more than a third of their contributors doubt one more is drawn, with a lot for each doubt. Of a reducer that has not reported every block is looked
             at: it could make all that it lies about unverifiable.
     """
     open_to_doubt = unverifiable(contributors, frozenset(checks))
@@ -105,7 +109,7 @@ def blocks_to_look_at(
         mute = vanishing and block in facts and facts[block].reducer not in (None, *checks)
         if mute or 2 * doubted > len(contributors[block]) or (block not in unknown and suspicious(figures, facts[block])):
             suspected.append(block)
-        elif doubted:
+        elif _DRAWN_DOUBTS * doubted > len(contributors[block]):
             doubts[block] = doubted
     lots = sorted(unknown.difference(suspected)), [block for block in sorted(doubts) for _ in range(doubts[block])]
     return Looked(tuple(suspected), tuple(drawn_block(coin, blocks) for blocks in lots if blocks))
