@@ -212,10 +212,11 @@ def _fits(facts: BlockFacts, figures_G: Sequence[Figures]) -> bool:
 def doubts(distance: float, part_norm: float) -> bool:
     """Verification 3, one contributor's vote: nothing at all would be closer to its part than this result.
 
-    A mean holds some of every part in it, so it is closer to nearly all of them than zero is, however noisy they are: `|g - v| < |g|` where
-    `2 <g, v> > |v|^2`. What is turned against most parts, or is mostly noise of its own, is not. A block that most contributors doubt is
-    looked at; of those that more than a third doubt one is drawn, because noise alone makes some doubt and looking costs the parts of all. So those who lie together are found by and by, however many honest members they please. To doubt what one's own part does not
-    doubt, or the reverse, is a false check.
+    A mean holds some of every part in it, so it is closer to nearly all of them than zero is, however noisy they are: `|g - v| < |g|`
+    where `2 <g, v> > |v|^2`. What is turned against most parts, or is mostly noise of its own, is not. A block that most contributors
+    doubt is looked at; of those that more than a third doubt one is drawn, because noise alone makes some doubt and looking costs the
+    parts of all. So those who lie together are found by and by, however many honest members they please. To doubt what one's own part
+    does not doubt, or the reverse, is a false check.
     """
     return distance > part_norm
 

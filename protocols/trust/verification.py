@@ -92,9 +92,9 @@ def blocks_to_look_at(
         checks: of those who reported, all about this coin.
         facts: of each block whose radius is known.
         coin: of the round.
-        vanishing: whether the aggregate's clipped differences cancel; if not, one block is drawn instead.
-            Of blocks that more than a third of their contributors doubt one more is drawn, with a lot for each doubt. Of a reducer that has not reported every block is looked
-            at: it could make all that it lies about unverifiable.
+        vanishing: whether the aggregate's clipped differences cancel; if not, one block is drawn instead. Of blocks that more than a
+            third of their contributors doubt one more is drawn, with a lot for each doubt. Of a reducer that has not reported every block
+            is looked at: it could make all that it lies about unverifiable.
     """
     open_to_doubt = unverifiable(contributors, frozenset(checks))
     unknown = {*open_to_doubt, *(block for block in contributors if block not in facts)}
