@@ -134,6 +134,21 @@ def test_who_missed_a_ban_learns_of_it_in_a_later_epoch_and_who_knows_the_same_i
     run_simulated(scene(), seed=0, limit_s=1000)
 
 
+@pytest.mark.parametrize(("seen", "convinced"), [(9, True), (11, True), (12, False)])
+def test_a_proof_for_the_group_in_the_plan_convinces_who_has_seen_a_little_more_and_not_who_has_seen_many_more(
+    seen: int, convinced: bool
+) -> None:
+    async def scene() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            transport = SimulatedTransport(SimulatedNetwork(0, LinkSpec(latency_s=0.01)), PEERS[10])
+            context = MemberContext(PEERS[10], transport, FixedDirectory(PEERS[10], {}), NOTARIES[10], RULES, tasks)
+            court = Court(context, lambda *_: seen, lambda *_: None, lambda ban: None, two_thirds)
+            await court.learn([proof_by(7)], PEERS[1])
+            assert court.is_banned(PEERS[0]) is convinced
+
+    run_simulated(scene(), seed=0, limit_s=1000)
+
+
 def test_another_member_is_asked_in_each_epoch() -> None:
     async def scene() -> None:
         network = SimulatedNetwork(0, LinkSpec(latency_s=0.01))
