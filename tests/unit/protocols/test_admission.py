@@ -75,7 +75,7 @@ def test_every_field_of_a_request_is_protected(name: str) -> None:
     if name in ("peer", "tls_public_key", "binding"):
         tampered = replace(good, key=replace(good.key, **{name: getattr(other.key, name)}))
     elif name == "protocol_version":
-        tampered = replace(good, protocol_version=2)
+        tampered = replace(good, protocol_version=PROTOCOL_VERSION - 1)
     else:
         tampered = replace(good, **{name: getattr(other, name)})
     refused(desk().handle(tampered, NOW), "protocol-version" if name == "protocol_version" else "bad-identity")
