@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -107,10 +106,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, show, and say in JSON; see `--help`.
 
@@ -119,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parse_arguments(arguments)
     console = Console(stderr=True, highlight=False) if sys.stderr.isatty() else Console(stderr=True, highlight=False, width=WIDTH)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     scenario = Scenario(options.peers, options.attackers, options.epochs, options.attack_from)
     clean = CleanRuns(scenario)
     runners = {defence: runner_named(defence, clean) for defence in options.defence}

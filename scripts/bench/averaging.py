@@ -35,7 +35,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -142,11 +141,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def interrupt(_number: int, _frame: FrameType | None) -> None:
-    """Signal handler: SIGTERM ends a benchmark as Ctrl-C does."""
-    raise KeyboardInterrupt
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point.
 
@@ -156,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parse_arguments(arguments)
     console = Console(stderr=True, highlight=False)
-    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     weights = data.sample_weights(options.peers)
     try:
         with tempfile.TemporaryDirectory(prefix="averaging-benchmark-") as name:

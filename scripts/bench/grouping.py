@@ -31,7 +31,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -288,10 +287,6 @@ def rounds_of_grid(peers: int, max_group: int) -> int:
     return rounds
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point.
 
@@ -300,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parse_arguments(arguments)
     console = Console(stderr=True, highlight=False)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     summary: dict[str, Any] = {}
     try:
         with tempfile.TemporaryDirectory(prefix="grouping-benchmark-", ignore_cleanup_errors=True) as name:

@@ -36,7 +36,7 @@ from rich.table import Table
 
 from protocols.partition import least_time_s
 from scripts.bench import data
-from scripts.bench.averaging import ELEMS_PER_MIB, OURS, SEED, Figures, interrupt, measure
+from scripts.bench.averaging import ELEMS_PER_MIB, OURS, SEED, Figures, measure
 from scripts.bench.fleet import BenchmarkError, RoundFigures, Setup
 from scripts.bench.netns import Host, NamespaceError, shaped_hosts
 from scripts.bench.tcp_probe import link_rates
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parse_arguments(arguments)
     console = Console(stderr=True, highlight=False)
-    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         summary = _run(options, console)
     except (BenchmarkError, NamespaceError) as error:

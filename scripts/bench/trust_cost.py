@@ -28,7 +28,7 @@ from rich.table import Table
 
 from protocols.codecs import CODEC_NAMES
 from scripts.bench import data
-from scripts.bench.averaging import ELEMS_PER_MIB, MOST_TIMEOUT_S, SEED, Figures, interrupt, measure
+from scripts.bench.averaging import ELEMS_PER_MIB, MOST_TIMEOUT_S, SEED, Figures, measure
 from scripts.bench.fleet import BenchmarkError, RoundFigures, Setup
 
 OFF, ON, ROBUST = "ours", "verified", "robust"
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 measured, 1 a worker failed or results differ, 2 wrong arguments, 130 interrupted."""
     options = parse_arguments(arguments)
     console = Console(stderr=True, highlight=False)
-    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         with tempfile.TemporaryDirectory(prefix="trust-benchmark-") as name:
             weights = data.sample_weights(options.peers)
