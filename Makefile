@@ -37,6 +37,9 @@ $(STAMP): pyproject.toml constraints/cpu.txt constraints/libp2p.txt
 	@touch $@
 	@echo "Done: $(VENV)/bin/swarm-peer --help"
 
+# nft and ip are in the last two, where not every root's shell looks.
+export PATH := $(PATH):/usr/sbin:/sbin
+
 test: setup system-tools ## every check: format, lint, types, layers, unit, contract, integration and end-to-end tests
 	@$(RUN) -m pytest --durations=10
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from swarm.environment import prepare_libraries
+
+prepare_libraries()  # as every program of ours does first: gRPC's fork handlers can crash what starts a libp2p daemon
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a script starts in the background ignores Ctrl-C, and so would its children
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 

@@ -20,6 +20,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 OUTSIDE, INSIDE = "198.51.100.2", "192.168.77.2"
 STOP_WITHIN_S = 15.0
@@ -43,7 +44,6 @@ ip -n outside link set eth0 up
 ip -n inside link set lo up
 ip -n inside link set eth0 up
 ip -n inside route add default via 192.168.77.1
-sysctl -q -w net.ipv4.ip_forward=1
 """
 
 _RULES = """
@@ -68,6 +68,7 @@ def main() -> int:
     """Entry point."""
     for step in _NETWORK.strip().splitlines():
         subprocess.run(step.split(), check=True)
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     subprocess.run(["nft", "-f", "-"], input=_RULES.replace("PORTS", ", ".join(sys.argv[1:])), text=True, check=True)
     running: list[subprocess.Popen[bytes]] = []
     _answer({"ready": True})

@@ -54,11 +54,17 @@ except KeyboardInterrupt:
 """
 
 
+_STARTED: list[subprocess.Popen[str]] = []
+
+
 @pytest.fixture
 def base() -> Iterator[Path]:
     """Parent of the private directories; short, because it ends up in socket names."""
     path = Path(tempfile.mkdtemp(prefix="swarm-", dir="/tmp"))
     yield path / "run"
+    while _STARTED:
+        with _STARTED.pop() as process:
+            process.kill()  # a test that failed may have left it, and its daemon ends with it
     shutil.rmtree(path)
 
 
@@ -71,6 +77,7 @@ def start(base: Path, *addresses: str) -> tuple[subprocess.Popen[str], psutil.Pr
         text=True,
         start_new_session=True,
     )
+    _STARTED.append(process)
     assert process.stdout is not None
     line = process.stdout.readline().split()
     assert len(line) == 2, process.communicate(timeout=10)[1]

@@ -325,18 +325,20 @@ def test_works_in_a_second_thread_beside_a_busy_grpc_server() -> None:
                     assert await call(bytes(1000)) == bytes(1000)
                     rounds += 1
 
-        async with asyncio.TaskGroup() as group:
-            group.create_task(keep_busy())
-            for _ in range(3):
-                async with node() as ann, node() as bob:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(keep_busy())
+                for _ in range(3):
+                    async with node() as ann, node() as bob:
 
-                    async def shout(_caller: PeerId, request: bytes) -> bytes:
-                        return request.upper()
+                        async def shout(_caller: PeerId, request: bytes) -> bytes:
+                            return request.upper()
 
-                    await bob.serve("shout", shout)
-                    assert await ann.call(bob.addresses()[0], "shout", b"hi", timeout_s=5) == b"HI"
-            stop.set()
-        await server.stop(0)
+                        await bob.serve("shout", shout)
+                        assert await ann.call(bob.addresses()[0], "shout", b"hi", timeout_s=5) == b"HI"
+                stop.set()
+        finally:
+            await server.stop(0)  # or its thread keeps the whole suite from ending
         assert rounds > 0
 
     failures: list[BaseException] = []
