@@ -37,23 +37,26 @@ def load_ledger(state_dir: Path, run: RunId, authority_key: bytes, clock: Clock)
     path = state_dir / _FILE
     data = read_bounded(path, _MAX_BYTES, private=False)
     try:
-        proofs = pb.LedgerPage.FromString(data or b"").bans
-    except DecodeError as error:
+        page = pb.LedgerPage.FromString(data or b"")
+        kept = list(zip(page.bans, page.epochs, strict=True))
+    except (DecodeError, ValueError) as error:
         raise StateDirError(f"{path} is damaged: remove it, and other members will tell of bans again.") from error
     membership, ledger = membership_checker(run, authority_key), Ledger()
-    for proof in proofs:
+    for proof, epoch in kept:
         try:  # when we learned of it we had seen that epoch
             opener = lambda kind, sealed: open_old_envelope(sealed, kind, run, clock.now(), membership)  # noqa: E731
-            ledger.add(check_ban(proof, opener, Epoch(0), lambda *_: 1, None))
+            ledger.add(check_ban(proof, opener, Epoch(epoch), lambda *_: 1, None))
         except RemoteError as error:
             log.warning("a ban that was remembered is forgotten: %s", error)
     return ledger
 
 
 def save_proofs(state_dir: Path, bans: Iterable[Ban]) -> None:
-    """Keep the proofs of all bans.
+    """Keep all bans.
 
     Raises:
         StateDirError: not writable.
     """
-    write_atomic(state_dir / _FILE, pb.LedgerPage(bans=[ban.proof for ban in bans]).SerializeToString(deterministic=True), PUBLIC_MODE)
+    kept = list(bans)
+    page = pb.LedgerPage(bans=[ban.proof for ban in kept], epochs=[ban.epoch for ban in kept])
+    write_atomic(state_dir / _FILE, page.SerializeToString(deterministic=True), PUBLIC_MODE)

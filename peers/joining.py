@@ -16,6 +16,7 @@ from peers.admission_desk import ADMIT_CALL, SPEC_CALL
 from peers.credentials import MemberCredentials, TlsKey
 from peers.identity import Identity
 from peers.interfaces import Clock
+from peers.transport.handling import BANNED
 from protocols.admission import MEMBER_LIFETIME_S, Admitted, make_request
 from protocols.canonical import pack_time
 from protocols.certificate import MAX_VALIDITY_LEAD_S
@@ -37,7 +38,7 @@ _FINAL_CODES = {
     "wrong-run": ExitCode.WRONG_RUN,
     "clock-off": ExitCode.REFUSED,
     "bad-identity": ExitCode.REFUSED,
-    "banned": ExitCode.REFUSED,
+    BANNED: ExitCode.REFUSED,
     "protocol-version": ExitCode.REFUSED,
 }
 """Refusals that any other desk would repeat."""

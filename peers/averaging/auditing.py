@@ -15,13 +15,13 @@ from peers.averaging.parts_transfer import fetch_parts
 from peers.averaging.verified import Case, VerifiedRounds
 from peers.training_peer import ReplayRequest
 from protocols.butterfly import blocks_reduced_by, reducers_of, senders_of
-from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal, RoundError
+from protocols.errors import RemoteError, RemoteRefusal, RoundError
 from protocols.ids import BlockIndex, PeerId
 from protocols.messages import require
 from protocols.trust.audits import GROSS, blocks_in_audit_order, contribution_differs, draw_audits
-from protocols.trust.checks import Figures, doubt_differs, figures_differ, figures_of
 from protocols.trust.offences import Offence
 from protocols.trust.statements import ACCUSATION, Charge
+from protocols.trust.verification import misreports
 
 log = logging.getLogger(__name__)
 
@@ -172,9 +172,7 @@ class Auditing:
             part_E = self._context.rules.codec.open(data, stop - start)
         except ValueError:  # only who lies together with the block's reducer gets them into a result
             return True
-        found = figures_of(part_E, case.result.averaged_D[start:stop], check.coin, block)
-        false_doubt = not case.plan.round_index and doubt_differs(block in check.doubted, found, margin)
-        return false_doubt or figures_differ(Figures(check.projections[block], check.distances[block]), found, margin)
+        return misreports(check, part_E, case.result.averaged_D[start:stop], block, margin)
 
     def _charge(self, case: Case, member: int, offence: Offence, block: BlockIndex) -> Charge:
         plan = case.evidence.plan
@@ -236,6 +234,7 @@ class Auditing:
             raise RemoteRefusal(sender, "unknown-plan", "this member cannot look into that round")
         plan = case.evidence.plan
         strangers = plan.index_of(accuser) is None or plan.index_of(charge.accused) is None or accuser == charge.accused
+        require(charge.epoch == plan.epoch, sender, "an accusation that names another epoch than its round")
         require(not strangers and charge.block < case.evidence.blocks.count, sender, "an accusation of strangers, or of no block")
         key = (charge.first_plan_digest, accuser, charge)
         mine = sum(known[:2] == key[:2] for known in self._looked_into)
@@ -274,18 +273,10 @@ class Auditing:
     async def _finding(self, case: Case, charge: Charge, accuser: PeerId) -> bool | None:
         """Whether the accused is guilty; None if we cannot know."""
         member = case.evidence.plan.index_of(charge.accused)
-        if member is None or charge.offence not in (Offence.CONTRIBUTION, Offence.CHECK, Offence.REDUCTION):
-            return None
-        if charge.offence is Offence.REDUCTION and charge.block in case.put_right:
-            return None  # we have said what we had to say when we put it right
-        if charge.offence is Offence.REDUCTION:
-            opened = await open_block(self._context, case.evidence, case.plan, case.result, charge.block, {})
-            return any(finding.peer == charge.accused for finding in opened.findings) if opened.complete else None
+        if member is None or charge.offence not in (Offence.CONTRIBUTION, Offence.CHECK):
+            return None  # of anything else everybody has seen what there is to see
         holders = self._holders(case, member, charge.block, (accuser,))
-        try:
-            if not await fetch_parts(self._context, case.evidence, member, [charge.block], holders):
-                return None
-        except RemoteProtocolError:
+        if not await fetch_parts(self._context, case.evidence, member, [charge.block], holders):
             return None
         if charge.offence is Offence.CHECK:
             return await self._context.heavy(lambda: self._misreported(case, member, charge.block))

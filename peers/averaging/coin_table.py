@@ -169,8 +169,10 @@ class CoinTable:
         signer, payload = await self._context.heavy(lambda: self._context.notary.open_old(COMMITMENT, sealed))
         require(signer == peer, by, "a commitment of somebody else")
         commitment = Commitment.decode(payload, by)
-        require(commitment.first_plan_digest == self._evidence.digest, by, "a commitment to another round")
+        plan = self._evidence.plan
+        require(commitment.first_plan_digest == plan.digest, by, "a commitment to another round")
         if known is None:
+            require((commitment.epoch, commitment.round_index) == (plan.epoch, plan.round_index), by, "a commitment to another epoch")
             self.commitments[member] = (sealed, commitment)
         elif contradiction(COMMITMENT, known[1].encode(), payload, peer) is not None:
             self._hooks.convict(peer, COMMITMENT, known[0], sealed)

@@ -16,6 +16,7 @@ from blake3 import blake3
 
 from peers.averaging.context import MemberContext
 from peers.interfaces import Endpoint
+from peers.transport.handling import BANNED
 from protocols.errors import RemoteError, RemoteProtocolError, RemoteRefusal
 from protocols.ids import PUBLIC_KEY_BYTES, Epoch, PeerId
 from protocols.messages import Plan, SealedJoin, parse, require
@@ -149,7 +150,7 @@ class Court:
         if join.join.epoch > self.epoch + ABSURD_AHEAD:
             self.convict(join.peer, Offence.ABSURD_CLAIM, [("join", join.sealed)])
         if self.is_banned(join.peer):
-            raise RemoteRefusal(join.peer, "banned", "you are banned from this run")
+            raise RemoteRefusal(join.peer, BANNED, "you are banned from this run")
 
     def _note(self, plan: Plan, key: tuple[bytes, PeerId, Offence], juror: PeerId, sealed: bytes) -> None:
         words = self._judgements.setdefault(key, {})
@@ -226,6 +227,7 @@ class Court:
         plan = self._plans.get(charge.first_plan_digest)
         if plan is None:
             raise RemoteRefusal(sender, "unknown-plan", "this member knows nothing of that round")
+        require(charge.epoch == plan.epoch, sender, "a judgement that names another epoch than its round")
         require(plan.index_of(juror) is not None and plan.index_of(charge.accused) is not None, sender, "a judgement of strangers")
         if not self.is_banned(juror):
             self._note(plan, (charge.first_plan_digest, charge.accused, charge.offence), juror, request)

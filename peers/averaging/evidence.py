@@ -240,14 +240,14 @@ class Evidence:
         """What reducers have signed so far: (member, sealed, what it says)."""
         return tuple((member, *said) for member, attempts in self.reductions.copy().items() for said in attempts.copy().values())
 
-    def radius_of(self, block: BlockIndex) -> tuple[int, float] | None:
-        """Who reduced a block, and the radius that it stated; of the last attempt. None if nobody has said so."""
-        found = [
-            (reduction.attempt, member, reduction.radii[reduction.blocks.index(block)])
-            for member, _, reduction in self.statements
-            if block in reduction.blocks
-        ]
-        return max(found)[1:] if found else None
+    def stated_radii(self) -> dict[BlockIndex, tuple[int, float]]:
+        """Of each block that somebody has signed for, of its last attempt: who reduced it, and the radius that it stated."""
+        in_order = sorted(self.statements, key=lambda statement: (statement[2].attempt, statement[0]))
+        return {
+            block: (member, radius)
+            for member, _, reduction in in_order
+            for block, radius in zip(reduction.blocks, reduction.radii, strict=True)
+        }
 
     def forget(self) -> None:
         """Let go of all blocks."""

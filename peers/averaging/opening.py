@@ -23,18 +23,10 @@ from protocols.frames import BlockBytes, FrameKind
 from protocols.ids import BlockIndex, PeerId
 from protocols.messages import Plan
 from protocols.parts import Part
-from protocols.trust.checks import (
-    BlockFacts,
-    Figures,
-    block_norm,
-    codec_error,
-    doubt_differs,
-    figures_differ,
-    figures_of,
-    reductions_differ,
-)
+from protocols.trust.checks import BlockFacts, block_norm, codec_error, reductions_differ
 from protocols.trust.offences import Offence
 from protocols.trust.statements import Check
+from protocols.trust.verification import misreports
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +68,7 @@ async def open_block(
         checks: what members reported of their parts, by index; their figures are compared.
     """
     contributors = contributors_in(plan, result.masks.get(block, 0)) or ()
-    stated = evidence.radius_of(block)
+    stated = evidence.stated_radii().get(block)
     reducer = stated[0] if stated else next((task.member for task in evidence.plan.reduce if task.block == block), None)
     second = [plan.members[reducer].peer] if reducer is not None else []
     others = [member.peer for i, member in enumerate(plan.members) if i not in plan.absent]
@@ -94,8 +86,8 @@ async def open_block(
     ban = context.ledger.of(plan.members[reducer].peer) if reducer is not None else None
     convicted = ban is not None and ban.offence is Offence.REDUCTION and set(contributors) - set(had) == {reducer}
     convicted = convicted or len(vouched) < len(contributors)
-    case = _Case(context, evidence, plan, result, block, tuple(had), reducer, convicted)
-    opened = await context.heavy(lambda: case.judge(checks, complete=len(had) == len(contributors)))
+    opening = _Opening(context, evidence, plan, result, block, tuple(had), reducer, convicted)
+    opened = await context.heavy(lambda: opening.judge(checks, complete=len(had) == len(contributors)))
     return replace(opened, findings=(*opened.findings, *refused)) if refused else opened
 
 
@@ -107,7 +99,7 @@ async def _shows_nothing(context: MemberContext, evidence: Evidence, missing: Se
 
 
 @dataclass(frozen=True, slots=True)
-class _Case:
+class _Opening:
     """A block whose parts, as far as they could be `had`, are in the evidence; `convicted`: its reducer is banned for false blocks."""
 
     context: MemberContext
@@ -170,14 +162,8 @@ class _Case:
 
     def _false_figures(self, parts: Mapping[int, Part], claimed_E: torch.Tensor, checks: dict[int, Check]) -> list[Finding]:
         """Verification 1, by everybody: a contributor's figures must be those of its part."""
-        findings = []
-        for member, part_E in parts.items():
-            check = checks.get(member)
-            if check is None:
-                continue
-            claimed = Figures(check.projections[self.block], check.distances[self.block])
-            found = figures_of(part_E, claimed_E, check.coin, self.block)
-            false_doubt = not self.plan.round_index and doubt_differs(self.block in check.doubted, found)
-            if false_doubt or figures_differ(claimed, found):
-                findings.append(Finding(self.plan.members[member].peer, Offence.CHECK))
-        return findings
+        return [
+            Finding(self.plan.members[member].peer, Offence.CHECK)
+            for member, part_E in parts.items()
+            if member in checks and misreports(checks[member], part_E, claimed_E, self.block)
+        ]

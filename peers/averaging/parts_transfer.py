@@ -22,7 +22,7 @@ PARTS = "parts"
 """Name of the stream."""
 
 
-async def serve_parts(context: MemberContext, stream: Stream, evidence: Evidence | None, request: PartsRequest) -> None:
+async def serve_parts(stream: Stream, evidence: Evidence | None, request: PartsRequest) -> None:
     """Answer a `PartsRequest`: the member's commitment, then the blocks in the order asked.
 
     Raises:
@@ -79,8 +79,8 @@ async def refuses_parts(context: MemberContext, evidence: Evidence, member: int,
     return False
 
 
-async def fetch_certificate(context: MemberContext, evidence: Evidence, member: int, holders: Iterable[PeerId]) -> bool:
-    """Whether a group vouches for what a member brings to a later round: its reducers know, and so do we if it has brought it to us."""
+async def fetch_certificate(context: MemberContext, evidence: Evidence, member: int, holders: Iterable[PeerId]) -> None:
+    """Look for the certificate of what a member brings to a later round: its reducers have it, and so do we if it has brought it to us."""
     for holder in holders:
         endpoint = context.directory.endpoint(holder)
         if evidence.is_vouched(member):
@@ -95,7 +95,6 @@ async def fetch_certificate(context: MemberContext, evidence: Evidence, member: 
                 await context.heavy(lambda data=shown: evidence.note_committed(member, data))  # type: ignore[misc]
         except RemoteError as error:
             log.info("certificate of member %s not had: %s", evidence.plan.members[member].peer.short, error)
-    return evidence.is_vouched(member)
 
 
 async def _fetch(context: MemberContext, evidence: Evidence, member: int, blocks: Sequence[BlockIndex], holder: PeerId) -> None:

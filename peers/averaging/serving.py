@@ -19,6 +19,7 @@ from peers.averaging.standing_in import StandIns
 from peers.averaging.verdicts import VERDICT, verdict_bytes
 from peers.averaging.verifying import VERIFY, Verifying
 from peers.interfaces import CallHandler, Handlers, Stream, StreamHandler
+from peers.transport.handling import BANNED
 from protocols.errors import RemoteProtocolError, RemoteRefusal, RemoteTimeout
 from protocols.ids import PeerId, RoundId
 from protocols.messages import Closing, SealedJoin, parse
@@ -163,7 +164,7 @@ class RoundServer:
 
     async def _on_parts(self, stream: Stream) -> None:
         request = PartsRequest.decode(await self._first_message(stream), stream.peer)
-        await serve_parts(self._context, stream, self._rounds.evidence.peek(request.first_plan_digest), request)
+        await serve_parts(stream, self._rounds.evidence.peek(request.first_plan_digest), request)
 
     async def _plan_digest(self, stream: Stream) -> bytes:
         return parse(pb.ExchangeHeader, await self._first_message(stream), stream.peer).plan_digest
@@ -175,7 +176,7 @@ class RoundServer:
 
     def _admit(self, peer: PeerId) -> None:
         if peer in self._context.ledger:
-            raise RemoteRefusal(peer, "banned", "you are banned from this run")
+            raise RemoteRefusal(peer, BANNED, "you are banned from this run")
 
     def _watched_call(self, handler: CallHandler) -> CallHandler:
         async def watched(sender: PeerId, request: bytes) -> bytes:

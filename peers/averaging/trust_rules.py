@@ -62,7 +62,7 @@ class TrustRules:
         return self.aggregator_of(_LEAST_FOR_KRUM * self.bucket, b"").vanishing
 
 
-_EPOCHS_WORTH = 4
+EPOCHS_WORTH = 4
 """Members stop when an epoch's target is reached; nobody overshoots all of it several times by itself."""
 
 
@@ -86,7 +86,7 @@ def trust_rules(section: TrustSection, target_samples: int) -> TrustRules | None
         section.weight_cap,
         section.probation_epochs,
         section.byzantine_fraction,
-        _EPOCHS_WORTH * target_samples,
+        EPOCHS_WORTH * target_samples,
     )
     try:
         rules.aggregator_of(2 * _LEAST_FOR_KRUM, b"")

@@ -236,16 +236,16 @@ class VerifiedRounds:
         evidence, plan, result, codec = case.evidence, case.plan, case.result, self._context.rules.codec
         trust = self._context.rules.trust
         contributors = {block: contributors_in(plan, mask) or () for block, mask in result.masks.items()}
-        facts = {}
+        facts, radii = {}, evidence.stated_radii()
         for block, members in contributors.items():
-            stated = evidence.radius_of(block)
-            if stated is None:
+            if block not in radii:
                 continue
+            reducer, radius = radii[block]
             start, stop = evidence.blocks.span(block)
             result_E = result.averaged_D[start:stop]
             weights_G = tuple(plan.weights[i] for i in members)
-            radius = stated[1] if not plan.round_index else math.inf
+            radius = math.inf if plan.round_index else radius
             clipped = not plan.round_index and trust is not None and trust.clips
-            facts[block] = BlockFacts(weights_G, radius, block_norm(result_E), codec_error(codec, result_E), clipped, stated[0])
+            facts[block] = BlockFacts(weights_G, radius, block_norm(result_E), codec_error(codec, result_E), clipped, reducer)
         vanishing = bool(plan.round_index) or (trust is not None and trust.vanishing)
         return blocks_to_look_at(contributors, case.checks, facts, case.evidence.coin, vanishing=vanishing)

@@ -227,19 +227,12 @@ class Verifying:
     async def _announce_missing(self, attempt: int, missing: set[int]) -> None:
         """Say aloud whom we miss; everybody looks for them, and shows the next share."""
         log.info("epoch %d: no share of the coin from %d members", self._plan.epoch, len(missing))
-        shown = pb.Coin(attempt=attempt, missing=sorted(missing))
-        self._say(shown)
+        self._say(pb.Coin(attempt=attempt, missing=sorted(missing)))
         self._table.highest_attempt = attempt + 1
-        for share in await self._look_for_as_leader(shown):
-            self._table.shares[attempt][share.member] = share.share
+        await asyncio.gather(*(self._table.ask_for_share(member, attempt) for member in sorted(missing)))
         waited_for = self._in_touch - missing
-        self._table.shares[attempt + 1][self._me] = self._evidence.secret.share(attempt + 1)
         longest_s = 2 * self._context.rules.stall_timeout_s
         await self._wait_while(lambda: bool(waited_for - self._table.shares[attempt + 1].keys() - self._gone), longest_s)
-
-    async def _look_for_as_leader(self, shown: pb.Coin) -> list[pb.MemberShare]:
-        found = await asyncio.gather(*(self._table.ask_for_share(member, shown.attempt) for member in shown.missing))
-        return [share for share in found if share]
 
     async def _announce_coin(self, attempt: int) -> None:
         shares = self._table.shares[attempt]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from blake3 import blake3
 
 from protocols.errors import RemoteProtocolError, RemoteRefusal
-from protocols.ids import PUBLIC_KEY_BYTES, Epoch, PeerId
+from protocols.ids import MAX_EPOCH, PUBLIC_KEY_BYTES, Epoch, PeerId
 from protocols.messages import Join, Plan, SealedJoin, parse, plan_from_message, require
 from protocols.proto.swarm.v1 import control_pb2
 from protocols.proto.swarm.v1 import trust_pb2 as pb
@@ -148,7 +148,7 @@ def _check_judgements(accused: PeerId, offence: Offence, m: pb.Ban, opener: Open
         require(len(sealed) <= MAX_JUDGEMENT_BYTES, by, "a ban with a judgement that is too long")
         juror, payload = opener(JUDGEMENT, sealed)
         charge = Charge.decode_judgement(payload, juror)
-        same = (charge.first_plan_digest, charge.accused, charge.offence) == (digest, accused, offence)
+        same = (charge.first_plan_digest, charge.epoch, charge.accused, charge.offence) == (digest, plan.epoch, accused, offence)
         require(same, by, "a ban with a judgement of something else")
         require(plan.index_of(juror) is not None and juror not in jurors, by, "a ban with a judgement that does not count")
         jurors.add(juror)
@@ -211,7 +211,7 @@ def _check_statements(
     if offence is Offence.EQUIVOCATION and len(opened) == 2 and opened[0][0] == opened[1][0]:
         epoch = contradiction(opened[0][0], opened[0][1], opened[1][1], accused)
         if epoch is not None:
-            return epoch_now if opened[0][0] == REDUCTION else epoch  # reductions name their round by its plan alone
+            return min(epoch, epoch_now)  # the statements' signer can name any epoch in them
     if offence is Offence.ABSURD_CLAIM and len(opened) == 1 and opened[0][0] == _JOIN:
         epoch = Join.decode(opened[0][1], accused).epoch
         if epoch > epoch_now + ABSURD_AHEAD:
@@ -220,16 +220,19 @@ def _check_statements(
 
 
 def contradiction(kind: str, first: bytes, second: bytes, signer: PeerId) -> Epoch | None:
-    """The epoch in which two payloads of one signer contradict each other; None if they do not."""
+    """The later epoch that two payloads of one signer name which contradict each other; None if they do not.
+
+    Reductions name their round by its plan alone: they may be of any epoch up to now.
+    """
     if kind == COMMITMENT:
         one, other = Commitment.decode(first, signer), Commitment.decode(second, signer)
-        return one.epoch if one.first_plan_digest == other.first_plan_digest and one != other else None
+        return max(one.epoch, other.epoch) if one.first_plan_digest == other.first_plan_digest and one != other else None
     if kind == CHECK:
         a, b = Check.decode(first, signer), Check.decode(second, signer)
-        return a.epoch if (a.first_plan_digest, a.coin) == (b.first_plan_digest, b.coin) and a != b else None
+        return max(a.epoch, b.epoch) if (a.first_plan_digest, a.coin) == (b.first_plan_digest, b.coin) and a != b else None
     if kind == REDUCTION:
         x, y = Reduction.decode(first, signer), Reduction.decode(second, signer)
-        return Epoch(0) if (x.first_plan_digest, x.attempt) == (y.first_plan_digest, y.attempt) and x != y else None
+        return Epoch(MAX_EPOCH) if (x.first_plan_digest, x.attempt) == (y.first_plan_digest, y.attempt) and x != y else None
     return None
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from protocols.errors import RemoteProtocolError, RemoteRefusal
 from protocols.ids import BlockIndex, PeerId
 from protocols.messages import HASH_BYTES, Plan, require
-from protocols.trust.checks import BlockFacts, Figures, drawn_block, suspicious, unverifiable
+from protocols.parts import Part
+from protocols.trust.checks import BlockFacts, Figures, doubt_differs, drawn_block, figures_differ, figures_of, suspicious, unverifiable
 from protocols.trust.coin import coin_root, combine, share_commitment
 from protocols.trust.statements import COIN_TRIES, Check, Commitment
 
@@ -127,3 +130,10 @@ def fitting_check(plan: Plan, check: Check, coin: bytes, count: int, sender: Pee
     require(check.coin == coin, sender, "a check in another coin's direction")
     require(len(check.projections) == count, sender, "a check of a vector of another size")
     require(all(block < count for block in check.doubted), sender, "a check that doubts a block beyond the vector")
+
+
+def misreports(check: Check, part_E: Part, result_E: torch.Tensor, block: BlockIndex, margin: float = 1.0) -> bool:
+    """Verification 1 of a block: whether a contributor's figures, or its doubt, are not those of its part; margin: see `figures_differ`."""
+    found = figures_of(part_E, result_E, check.coin, block)
+    false_doubt = not check.round_index and doubt_differs(block in check.doubted, found, margin)
+    return false_doubt or figures_differ(Figures(check.projections[block], check.distances[block]), found, margin)

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 
+from peers.attacks.reducers import LIE
 from peers.attacks.vectors import VECTOR_ATTACKS, vector_attack_named
 from protocols.aggregation import Aggregator, NonFinitePart, aggregator_named
 from protocols.ids import PeerId
@@ -19,7 +20,6 @@ from scripts.attacks.colluders import Colluders
 from scripts.attacks.scenario import NO_ATTACK, Progress, Row, Scenario, finite
 from scripts.attacks.workload import D, Learner, Workload, load_text
 
-LIE = -10.0
 """What a lying reducer multiplies its block with."""
 
 Rules = Callable[[int], Aggregator]

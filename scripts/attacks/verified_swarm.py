@@ -23,7 +23,7 @@ from peers.attacks.ring import Ring
 from peers.attacks.vectors import VECTOR_ATTACKS, vector_attack_named
 from peers.averaging.averager import Averaged
 from peers.averaging.context import AveragingRules
-from peers.averaging.trust_rules import TrustRules
+from peers.averaging.trust_rules import EPOCHS_WORTH, TrustRules
 from peers.simulation import run_simulated
 from peers.training_peer import ReplayRequest
 from protocols.aggregation import aggregator_named
@@ -42,7 +42,6 @@ _RUN = RunId(bytes(range(32)))
 _BANDWIDTH_BYTES_PER_S = 1_000_000
 _BESIDE_S = 1.0
 _REMEMBERED_EPOCHS = 3
-_TARGETS_WORTH = 4
 
 
 class VerifiedRunner:
@@ -128,7 +127,7 @@ class VerifiedSwarm:
         rng = np.random.default_rng((seed, 2))
         self._ring = Ring(frozenset(chosen), frozenset(half), block_elems, rng, Epoch(scenario.attack_from))
         self._colluders = Colluders(vector_attack_named(attack), workload, seed) if attack in VECTOR_ATTACKS else None
-        most = _TARGETS_WORTH * scenario.peers * scenario.samples
+        most = EPOCHS_WORTH * scenario.peers * scenario.samples
         trust = TrustRules(auditors=auditors, most_samples=most)
         self._rules = AveragingRules(_RUN, block_elems, codec_named("fp32"), 64, trust=trust)
         self._blocks = [slice(start, end) for start, end in pairwise([*range(0, D, block_elems), D])]

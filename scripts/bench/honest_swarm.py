@@ -30,7 +30,7 @@ _LINK = LinkSpec(latency_s=0.03, jitter_s=0.01, bandwidth_bytes_per_s=1e7, loss=
 _DIES, _LATE = 0.03, 0.08
 _LATEST_S, _ROUND_S, _PAUSE_S = 6.0, 2.0, 4.0
 _STUCK_AFTER_S = 600.0
-_LOOKED_INTO = frozenset({Offence.CONTRIBUTION, Offence.CHECK, Offence.REDUCTION})
+_LOOKED_INTO = frozenset({Offence.CONTRIBUTION, Offence.CHECK})
 
 
 @dataclass(frozen=True, slots=True)

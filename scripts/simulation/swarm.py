@@ -11,7 +11,7 @@ from blake3 import blake3
 
 from peers.averaging.averager import Averaged, Averager, RoundDone
 from peers.averaging.context import AveragingRules, MemberContext
-from peers.averaging.trust_rules import TrustRules
+from peers.averaging.trust_rules import EPOCHS_WORTH, TrustRules
 from peers.bandwidth import Bandwidth
 from peers.conduct import HONEST
 from peers.interfaces import Endpoint
@@ -31,9 +31,6 @@ from scripts.simulation.scenario import Scenario
 
 STUCK_AFTER_S = 120.0
 """Virtual seconds a round: no deadline of ours is that long. Whoever has not ended by then is stuck."""
-
-_TARGETS = 4
-"""Nobody can have done more than so many epochs' work in one."""
 
 _START_SPREAD_S = 0.1
 """Members are ready for an epoch within this time."""
@@ -59,7 +56,7 @@ class SimulatedSwarm:
         self._rounds = len(scenario.grid.sides)
         self._network = SimulatedNetwork(scenario.seed)
         run = RunId(blake3(f"simulation {scenario.seed}".encode()).digest())
-        trust = TrustRules(auditors=scenario.auditors, most_samples=_TARGETS * scenario.all_samples) if scenario.auditors else None
+        trust = TrustRules(auditors=scenario.auditors, most_samples=EPOCHS_WORTH * scenario.all_samples) if scenario.auditors else None
         self._rules = AveragingRules(run, -(-scenario.elems // scenario.blocks), codec_named("fp32"), scenario.max_group, trust=trust)
         peers = [KeyNotary(make_key(number)).peer for number in range(scenario.peers)]
         self._numbers = {peer: number for number, peer in enumerate(peers)}

@@ -1,10 +1,11 @@
 """Computing again what another member contributed (an *audit*), between this member's own micro-batches.
 
 A contribution is the mean gradient over samples that anybody can draw, at parameters that every member held. Contributions are judged once
-their epoch has closed, so the parameters of the epoch before are kept here; how samples are drawn and computed is the hook's matter.
+their epoch has closed, so the parameters of the last epochs are kept here; how samples are drawn and computed is the hook's matter.
 
 Memory, in fp32 on the CPU, for D trained elements: 4 D bytes always, up to `AUDITABLE_EPOCHS` times that where epochs are shorter than
-`AUDIT_WITHIN_S`; 8 D more while a replay is under way, and 4 D for what it comes to; 4 D more if it began before all that is kept now.
+`AUDIT_WITHIN_S`; 8 D more while a replay is under way, and 4 D for what each comes to, as long as its epoch can be looked into;
+4 D more if it began before all that is kept now.
 """
 
 from __future__ import annotations

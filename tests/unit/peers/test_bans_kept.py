@@ -14,11 +14,11 @@ from peers.interfaces import Endpoint
 from peers.testing import FixedDirectory
 from protocols.admission import AdmissionDesk, Admitted, Refusal, make_request
 from protocols.errors import StateDirError
-from protocols.ids import Epoch, PeerId
+from protocols.ids import BlockIndex, Epoch, PeerId
 from protocols.invite import seal_invite
 from protocols.trust.ledger import Ban, Ledger, ban_by_statements
 from protocols.trust.offences import Offence
-from protocols.trust.statements import COIN_TRIES, COMMITMENT, Commitment
+from protocols.trust.statements import COIN_TRIES, COMMITMENT, REDUCTION, Commitment, Reduction
 from tests.helpers.run_world import NOW, FixedClock, RunWorld, identity, tls_key
 from tests.helpers.trust_values import PEERS
 
@@ -48,13 +48,23 @@ def test_bans_outlive_the_process(tmp_path: Path) -> None:
     assert remembered(tmp_path) == (identity(1).peer,)
 
 
+def test_a_ban_keeps_its_epoch(tmp_path: Path) -> None:
+    """That of reductions is not in their proof, and whoever reads a file has seen no epoch yet."""
+    sealer, peer = WORLD.sealer(3), identity(3).peer
+    reductions = [Reduction(b"p" * 32, 0, (BlockIndex(0),), (b"h" * 32,), (radius,)).encode() for radius in (1.0, 2.0)]
+    proof = ban_by_statements(peer, Offence.EQUIVOCATION, [(REDUCTION, sealer.seal(REDUCTION, said, NOW, 10.0)) for said in reductions])
+    known = {ban(1), Ban(peer, Offence.EQUIVOCATION, Epoch(57), proof)}
+    save_proofs(tmp_path, known)
+    assert set(load_ledger(tmp_path, WORLD.run, WORLD.authority_key, FixedClock()).bans) == known
+
+
 def test_what_proves_nothing_is_forgotten_and_hides_no_other(tmp_path: Path) -> None:
     damaged = replace(ban(1), proof=ban(1).proof[:-1] + b"x")
     save_proofs(tmp_path, [damaged, replace(ban(1), proof=b""), ban(3, OTHER), ban(2)])
     assert remembered(tmp_path) == (identity(2).peer,)
 
 
-@pytest.mark.parametrize("data", [b"\xff", b"\x0a\xff\x01", b"\x0a"])
+@pytest.mark.parametrize("data", [b"\xff", b"\x0a\xff\x01", b"\x0a", b"\x0a\x00"])  # the last: a ban without its epoch
 def test_a_damaged_file_says_what_to_do(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "bans").write_bytes(data)
     with pytest.raises(StateDirError, match="remove it"):

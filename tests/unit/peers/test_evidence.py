@@ -49,7 +49,7 @@ class Holder:
         if self.lies:
             await self.lies(stream, request)
         else:
-            await serve_parts(self.context, stream, self.evidence, request)
+            await serve_parts(stream, self.evidence, request)
 
 
 Scene = Callable[[list[Holder]], Awaitable[None]]
@@ -173,8 +173,8 @@ def test_nobody_takes_the_blame_for_a_block_that_another_has_reduced() -> None:
         evidence.note_reduction(1, reduction(1, [1], radius=3.0))
         for bad in (reduction(2, [1]), reduction(2, [1], attempt=1), reduction(2, [1, 2]), reduction(1, [1])):
             blamed(PEERS[2], lambda data=bad: evidence.note_reduction(2, data))  # type: ignore[misc]
-        assert evidence.radius_of(SECOND) == (1, 3.0)
-        assert evidence.radius_of(BlockIndex(2)) is None
+        assert evidence.stated_radii()[SECOND] == (1, 3.0)
+        assert BlockIndex(2) not in evidence.stated_radii()
 
     play(scene)
 
@@ -184,9 +184,9 @@ def test_who_reduced_a_block_again_stands_for_it() -> None:
         evidence = holders[0].evidence
         evidence.note_reduction(1, reduction(1, [1], radius=3.0))
         evidence.note_attempt(replace(PLAN, attempt=Attempt(1), reduce=(BlockTask(SECOND, 2),)))
-        assert evidence.radius_of(SECOND) == (1, 3.0)
+        assert evidence.stated_radii()[SECOND] == (1, 3.0)
         evidence.note_reduction(2, reduction(2, [1], attempt=1, radius=5.0))
-        assert evidence.radius_of(SECOND) == (2, 5.0)
+        assert evidence.stated_radii()[SECOND] == (2, 5.0)
 
     play(scene)
 
@@ -275,6 +275,6 @@ def test_nothing_is_served_of_rounds_or_members_that_are_not_known() -> None:
 
         for evidence, member in ((None, 0), (holders[0].evidence, 2)):
             with pytest.raises(RemoteRefusal):
-                await serve_parts(holders[0].context, Unused(), evidence, PartsRequest(PLAN.digest, member, ()))  # type: ignore[arg-type]
+                await serve_parts(Unused(), evidence, PartsRequest(PLAN.digest, member, ()))  # type: ignore[arg-type]
 
     play(scene)

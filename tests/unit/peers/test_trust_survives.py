@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from peers.averaging.auditing import ACCUSE
 from peers.averaging.averager import Averaged
 from peers.averaging.trust_rules import TrustRules
 from peers.simulation import run_simulated
+from protocols.errors import RemoteProtocolError
 from protocols.ids import BlockIndex, Epoch
 from protocols.trust.offences import Offence
 from protocols.trust.statements import ACCUSATION, Charge
@@ -47,6 +49,11 @@ def test_figures_of_bytes_that_are_no_block_are_false() -> None:
             case.evidence.parts[liar, BLOCK] = struct.pack(f"<{BLOCK_ELEMS}f", *[float("nan")] * BLOCK_ELEMS)
             charge = Charge(case.evidence.digest, Epoch(0), swarm.members[LIAR].peer, Offence.CHECK, BLOCK)
             accuser = swarm.members[ACCUSER]
+            for epoch in (1, 2**40):  # an accuser that could name any would have us look as often as it likes
+                wrong = accuser.notary.seal(ACCUSATION, replace(charge, epoch=Epoch(epoch)).encode_accusation())
+                with pytest.raises(RemoteProtocolError, match="another epoch"):
+                    await guarding.auditing.calls[ACCUSE](accuser.peer, wrong)
+            assert not guarding.auditing.busy
             await guarding.auditing.calls[ACCUSE](accuser.peer, accuser.notary.seal(ACCUSATION, charge.encode_accusation()))
             while guarding.auditing.busy:
                 for task in tuple(guarding.auditing.busy):

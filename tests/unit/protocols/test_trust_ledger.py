@@ -145,6 +145,8 @@ def test_judgements_must_be_of_that_round_member_and_offence() -> None:
     ):
         words = [*judgements_of(PLAN, ACCUSED, (1, 2)), *judgements_of(plan, accused, jurors, offence)]
         broken(altered(judgements=words))
+    wrong_epoch = Charge(PLAN.digest, Epoch(EPOCH + 1), PEERS[ACCUSED], GUILTY).encode_judgement()
+    broken(altered(judgements=[*judgements_of(PLAN, ACCUSED, (1, 2)), NOTARIES[3].seal(JUDGEMENT, wrong_epoch)]))
     assert checked(altered(judgements=judgements_of(PLAN, ACCUSED, MAJORITY))).accused == PEERS[ACCUSED]
 
 
@@ -240,6 +242,18 @@ def test_two_statements_that_contradict_each_other_ban(kind: str) -> None:
     broken(convicted(said(kind, one), said(kind, other, number=1)))
     broken(convicted(said(kind, one, number=1), said(kind, other, number=1)))
     broken(convicted(said(kind, one), said(kind, other), offence=Offence.CHECK))
+
+
+def test_who_contradicts_itself_does_not_choose_an_epoch_to_come() -> None:
+    """Of a ban that nobody else has seen, the statements name the epoch; two members that read them agree on it."""
+    for named, epoch in ((EPOCH - 1, EPOCH - 1), (EPOCH, EPOCH), (EPOCH + 1, EPOCH), (2**40, EPOCH)):
+        one = commitment_to(PLAN, 0, epoch=Epoch(named)).encode()
+        earlier = commitment_to(PLAN, 0, epoch=Epoch(named - 1)).encode()
+        other = commitment_to(PLAN, 0, epoch=Epoch(named), samples=9).encode()
+        for second in (earlier, other):
+            assert checked(convicted(said(COMMITMENT, one), said(COMMITMENT, second))).epoch == epoch
+            assert checked(convicted(said(COMMITMENT, second), said(COMMITMENT, one))).epoch == epoch
+    assert checked(convicted(*(said(REDUCTION, payload) for payload in CONTRADICTIONS[REDUCTION]))).epoch == EPOCH
 
 
 @pytest.mark.parametrize("name", NO_CONTRADICTIONS)

@@ -173,12 +173,14 @@ class Ban(_message.Message):
     def __init__(self, accused: _Optional[bytes] = ..., offence: _Optional[str] = ..., plan: _Optional[bytes] = ..., judgements: _Optional[_Iterable[bytes]] = ..., statements: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class LedgerPage(_message.Message):
-    __slots__ = ("bans", "more")
+    __slots__ = ("bans", "more", "epochs")
     BANS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
     bans: _containers.RepeatedScalarFieldContainer[bytes]
     more: bool
-    def __init__(self, bans: _Optional[_Iterable[bytes]] = ..., more: _Optional[bool] = ...) -> None: ...
+    epochs: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, bans: _Optional[_Iterable[bytes]] = ..., more: _Optional[bool] = ..., epochs: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LedgerRequest(_message.Message):
     __slots__ = ("offset", "known")
