@@ -197,11 +197,12 @@ class Roster:
         return self._endpoint_of(presence)
 
     def reachable(self, peer: PeerId) -> Endpoint | None:
-        """As `endpoint`, and where to reach a member over libp2p that nobody can dial directly: good enough for its state."""
+        """As `endpoint`, and for a member that nobody can dial directly: over libp2p, by what it announces or a connection it made to us.
+
+        Good enough for its state. None while it has announced nothing.
+        """
         presence = self.presences.get(peer)
-        if presence is None or not (presence.address or presence.libp2p_addresses):
-            return None
-        return self._endpoint_of(presence)
+        return self._endpoint_of(presence) if presence else None
 
     @staticmethod
     def _endpoint_of(presence: Presence) -> Endpoint:

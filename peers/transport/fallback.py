@@ -72,7 +72,7 @@ class FallbackTransport:
 
     Args:
         direct: preferred.
-        second: for peers that `direct` does not reach, as far as they announce libp2p addresses.
+        second: for peers that `direct` does not reach, as far as they announce libp2p addresses or have no address at all.
         rules: timing.
     """
 
@@ -134,10 +134,10 @@ class FallbackTransport:
         road = self._roads.get(to.peer)
         if road is None or road.endpoint != to:
             road = self._roads[to.peer] = _Road(to, _now_s())
-        if not to.libp2p_addresses:
-            return road, self._direct
         if not to.address:
             return road, self._second
+        if not to.libp2p_addresses:
+            return road, self._direct
         try:
             async with asyncio.timeout(timeout_s), road.finding:
                 if road.way is None or road.doubted or not road.trusted(self._rules.trust_s):

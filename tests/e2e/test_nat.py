@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -49,7 +50,10 @@ def status(folder: Path) -> dict[str, Any]:
 
 
 def test_a_member_behind_a_nat_trains_as_client_only(tmp_path: Path) -> None:
-    """Only the hidden member computes: every epoch that the other one closes has counted its contribution."""
+    """Only the hidden member computes: every epoch that the other one closes has counted its contribution.
+
+    Then the other one dies and comes back with nothing: the hidden member, which nobody can dial, is all that holds the state.
+    """
     coordinator, hidden, invite = tmp_path / "coordinator", tmp_path / "hidden", tmp_path / "invite.txt"
     (tmp_path / "run.toml").write_text(RUN_FILE, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SWARM_")}
@@ -64,12 +68,18 @@ def test_a_member_behind_a_nat_trains_as_client_only(tmp_path: Path) -> None:
     with nat(LIBP2P_PORT) as scene:
         listen = ("--listen", f"{OUTSIDE}:7400", "--announce", OUTSIDE, "--set", f"libp2p_listen=/ip4/{OUTSIDE}/tcp/{LIBP2P_PORT}")
         coordinating = ("coordinate", "--invite-file", str(invite), "--state-dir", str(coordinator))
-        scene.run("outside", tmp_path / "coordinator.log", *SWARM, *coordinating, *listen, *COMMON)
-        wait_for(invite.exists, 60, everything_said)
+        dying = scene.run("outside", tmp_path / "coordinator.log", *SWARM, *coordinating, *listen, *COMMON)
+        wait_for(invite.exists, 30, everything_said)
         joining = ("join", f"@{invite}", "--role", "client", "--state-dir", str(hidden), "--device", "cpu", "--set", "threads=1")
         scene.run("inside", tmp_path / "hidden.log", *SWARM, *joining, *COMMON)
-        wait_for(lambda: status(coordinator).get("epoch", 0) >= 3 and status(hidden).get("epoch", 0) >= 3, 180, everything_said)
+        wait_for(lambda: status(coordinator).get("epoch", 0) >= 3 and status(hidden).get("epoch", 0) >= 3, 40, everything_said)
         ours, theirs = epochs(hidden), epochs(coordinator)
+        scene.kill(dying)
+        lost_epoch = status(coordinator)["epoch"]
+        shutil.rmtree(coordinator / "checkpoints")
+        (coordinator / "status.json").unlink()
+        scene.run("outside", tmp_path / "coordinator-again.log", *SWARM, *coordinating, *listen, *COMMON)
+        wait_for(lambda: status(coordinator).get("epoch", 0) > lost_epoch, 40, everything_said)
         router = scene.counters()
 
     common = ours.keys() & theirs.keys()

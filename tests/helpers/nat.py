@@ -20,9 +20,14 @@ class Nat:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def run(self, on: str, log: Path, *command: str) -> None:
-        """Start a program "inside" or "outside"; it ends with the scene."""
-        self._order({"run": list(command), "on": on, "log": str(log)})
+    def run(self, on: str, log: Path, *command: str) -> int:
+        """Start a program "inside" or "outside"; it ends with the scene. Returns what `kill` knows it by."""
+        pid: int = self._order({"run": list(command), "on": on, "log": str(log)})["pid"]
+        return pid
+
+    def kill(self, pid: int) -> None:
+        """End a program as kill -9 does."""
+        self._order({"kill": pid})
 
     def counters(self) -> dict[str, int]:
         """New connections that the router has "let_through", and packets that it has "dropped"."""

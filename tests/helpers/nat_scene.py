@@ -8,6 +8,7 @@ The inside can open TCP connections to the given ports of the outside and nothin
 from outside gets in unasked. Orders come as JSON lines on standard input, one answer each:
 
     {"run": [...], "on": "inside", "log": "path"}    starts a program there        -> {"pid": n}
+    {"kill": pid}                                    ends it at once                -> {"killed": pid}
     {"counters": true}                               packets seen by the router    -> {"let_through": n, "dropped": n}
 
 At the end of the input every program is asked to stop, and killed if it does not.
@@ -79,6 +80,9 @@ def main() -> int:
                 command = ["ip", "netns", "exec", order["on"], *order["run"]]
                 running.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True))
             _answer({"pid": running[-1].pid})
+        elif "kill" in order:
+            next(process for process in running if process.pid == order["kill"]).kill()
+            _answer({"killed": order["kill"]})
         else:
             _answer(_counters())
     for process in running:
