@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class Libp2pNode:
         self._reached: set[PeerId] = set()
         self._calls: dict[asyncio.Task[Any], None] = {}
         self._calls_by_peer: Counter[PeerId] = Counter()
+        self._closing_by_peer: Counter[PeerId] = Counter()
         self._addresses: list[str] = []
 
     @classmethod
@@ -258,12 +259,11 @@ class Libp2pNode:
         try:
             async with asyncio.timeout(_SERVE_TIMEOUT_S):
                 caller, name = await read_stream_info(reader)
-                self._calls_by_peer[caller] += 1
-                try:
+                with _counted(self._calls_by_peer, caller):
                     await self._serve_call(caller, name, reader, writer)
-                finally:
-                    self._calls_by_peer[caller] -= 1
-                    self._calls_by_peer += Counter()  # drops the zeros
+                if self._closing_by_peer[caller] < _MAX_CALLS_PER_PEER:
+                    with _counted(self._closing_by_peer, caller):
+                        await _closed_by_caller(reader)
         except (TimeoutError, EOFError, OSError, ValueError, RemoteProtocolError) as error:
             log.debug("dropped a call from=%s reason=%r", caller or "?", error)
         finally:
@@ -273,7 +273,7 @@ class Libp2pNode:
     async def _serve_call(self, caller: PeerId, name: str, reader: Reader, writer: Writer) -> None:
         handler = self._handlers.get(name)
         outcome: Answered[bytes] | Refusal | Broken
-        if len(self._calls) > _MAX_CALLS or self._calls_by_peer[caller] > _MAX_CALLS_PER_PEER:
+        if self._calls_by_peer.total() > _MAX_CALLS or self._calls_by_peer[caller] > _MAX_CALLS_PER_PEER:
             outcome = Refusal(BUSY, "too many calls at once, try again later")
         elif handler is None:
             outcome = unknown_method(name)
@@ -283,9 +283,6 @@ class Libp2pNode:
             outcome = await run_handler(handler(caller, request), name, caller)
         writer.write(encode_reply(outcome, name))
         await writer.drain()
-        async with asyncio.timeout(_REQUEST_TIMEOUT_S):
-            while await reader.read(2**16):  # until the caller closes: closing first could cut off what it has not read
-                pass
 
     async def _stop_serving(self, server: asyncio.Server) -> None:
         server.close()
@@ -335,3 +332,21 @@ async def _detach(p2p: Any) -> None:
     for task in done:
         if not task.cancelled():
             task.exception()  # seen here, or asyncio reports it as never retrieved
+
+
+@contextmanager
+def _counted(counts: Counter[PeerId], caller: PeerId) -> Iterator[None]:
+    counts[caller] += 1
+    try:
+        yield
+    finally:
+        counts[caller] -= 1
+        if not counts[caller]:
+            del counts[caller]
+
+
+async def _closed_by_caller(reader: Reader) -> None:
+    """Let the caller close the stream: closing first could cut off what it has not read. By then it may have called again."""
+    async with asyncio.timeout(_REQUEST_TIMEOUT_S):
+        while await reader.read(2**16):
+            pass
