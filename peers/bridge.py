@@ -103,6 +103,7 @@ class PeerHandle:
         self._epoch = Epoch(0)
         self._epochs_in_inbox = 0
         self._closing_epoch: int = -1
+        self._averaging_epoch: int = -1
         self._snapshot_wanted = False
         self._replays = ReplayQueue()
         self._stopping = False
@@ -150,11 +151,20 @@ class PeerHandle:
         Raises:
             PeerStopped: the peer is stopping.
         """
+        return self.start_averaging(contribution).result()
+
+    def start_averaging(self, contribution: Contribution) -> Future[RoundOutcome]:
+        """As `average`, beside computing; the future is answered by the network loop.
+
+        Raises:
+            PeerStopped: the peer is stopping; also from the future.
+        """
         answer: Future[RoundOutcome] = Future()
         with self._changed:
             self._closing_epoch = -1
+            self._averaging_epoch = contribution.epoch
             self._ask(_AverageRequest(contribution, answer))
-        return answer.result()
+        return answer
 
     def announce_epoch(self, epoch: Epoch, state_hash: bytes, accepted_samples: int) -> None:
         """Say which state the trainer now holds; instant."""
@@ -236,6 +246,8 @@ class PeerHandle:
     def close_epoch(self, epoch: Epoch) -> None:
         """Call the trainer to the round that closes `epoch`; forgotten once it has come or holds a later state."""
         with self._changed:
+            if epoch == self._averaging_epoch:
+                return  # it has come
             self._closing_epoch = epoch
             self._changed.notify_all()
 
@@ -313,7 +325,11 @@ class PeerHandle:
         """Run one request; whatever happens, the trainer gets an answer or PeerStopped."""
         try:
             if isinstance(request, _AverageRequest):
-                _resolve(request.answer, await _average(service, request.contribution))
+                try:
+                    outcome = await _average(service, request.contribution)
+                finally:
+                    self._averaging_epoch = -1
+                _resolve(request.answer, outcome)
             else:
                 _resolve(request.answer, await service.fetch_state())
         except RemoteError as error:

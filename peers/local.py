@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 
 import torch
 
@@ -78,6 +79,16 @@ class LocalPeer:
         if contribution.weight <= 0:
             return RoundOutcome(RoundStatus.ABORTED, contribution.epoch, reason="nobody has computed anything")
         return RoundOutcome(RoundStatus.ALONE, contribution.epoch, contribution.vector, contribution.weight, (self._peer,))
+
+    def start_averaging(self, contribution: Contribution) -> Future[RoundOutcome]:
+        """As `average`; done at once.
+
+        Raises:
+            PeerStopped: stopped.
+        """
+        answer: Future[RoundOutcome] = Future()
+        answer.set_result(self.average(contribution))
+        return answer
 
     def announce_epoch(self, epoch: Epoch, state_hash: bytes, accepted_samples: int) -> None:
         """Take note of the state held."""

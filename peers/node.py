@@ -349,7 +349,14 @@ class Node:
             log.warning("member broke the protocol: peer=%s epoch=%d reason=%s", peer.short, contribution.epoch, reason)
         self._last_group = averaged.members
         status = RoundStatus.ALONE if averaged.members == (self._me,) and averaged.included_us else RoundStatus.APPLIED
-        return RoundOutcome(status, contribution.epoch, averaged.vector_D, averaged.weight, averaged.contributors)
+        return RoundOutcome(
+            status,
+            contribution.epoch,
+            averaged.vector_D,
+            averaged.weight,
+            averaged.contributors,
+            included_us=averaged.included_us,
+        )
 
     async def fetch_state(self) -> StateSnapshot:
         """The swarm's newest state by majority."""

@@ -5,6 +5,7 @@ A `TrainingPeer` is either `peers.bridge.PeerHandle`, with a swarm behind it, or
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -87,6 +88,7 @@ class RoundOutcome:
         vector: flat_D, fp32: weighted mean of the contributions; None unless APPLIED or ALONE.
         weight: samples that went in.
         contributors: whose.
+        included_us: whether our contribution is among them.
         reason: one sentence, for ABORTED and BEHIND.
     """
 
@@ -96,6 +98,7 @@ class RoundOutcome:
     weight: float = 0.0
     contributors: tuple[PeerId, ...] = ()
     reason: str = ""
+    included_us: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +208,13 @@ class TrainingPeer(Protocol):
 
         Raises:
             PeerStopped: the peer is stopping.
+        """
+
+    def start_averaging(self, contribution: Contribution) -> Future[RoundOutcome]:
+        """As `average`, beside computing: until the future is done, `epoch_closing` does not ask for that epoch. One at a time.
+
+        Raises:
+            PeerStopped: the peer is stopping; also from the future.
         """
 
     def announce_epoch(self, epoch: Epoch, state_hash: bytes, accepted_samples: int) -> None:

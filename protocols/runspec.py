@@ -99,7 +99,7 @@ class DataSection(_Section):
 
 
 class OptimizerSection(_Section):
-    """The one optimizer step that closes an epoch.
+    """The optimizer, and when it steps.
 
     Args:
         name: a torch optimizer.
@@ -107,9 +107,10 @@ class OptimizerSection(_Section):
         betas, eps: of the Adam family.
         weight_decay: decoupled for adamw, L2 otherwise, as torch has it.
         momentum: of sgd.
-        grad_clip_norm: the averaged gradient is scaled down to this L2 norm; None: never.
+        grad_clip_norm: the gradient of a step is scaled down to this L2 norm; None: never.
         target_batch_samples: samples, from all members together, that close an epoch.
-        rule: what a contribution is: the mean gradient over a member's samples.
+        rule: "gradient": members contribute mean gradients, and the swarm takes one step an epoch; "outer": members take steps of their
+            own and contribute how far they led, see [outer].
     """
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -120,13 +121,35 @@ class OptimizerSection(_Section):
     momentum: _Fraction = 0.0
     grad_clip_norm: _Positive | None = 1.0
     target_batch_samples: Annotated[int, Field(ge=1, le=10**8)] = 256
-    rule: Literal["gradient"] = "gradient"
+    rule: Literal["gradient", "outer"] = "gradient"
 
     @model_validator(mode="after")
     def _momentum_fits_name(self) -> OptimizerSection:
         if self.momentum and self.name != "sgd":
             raise ValueError(f'momentum belongs to name = "sgd"; {self.name} has betas instead')
         return self
+
+
+class OuterSection(_Section):
+    """How the outer rule works (`swarm.optim.outer_rule`); without meaning for the gradient rule.
+
+    Args:
+        inner_batch_samples: of one step of one member.
+        optimizer: of the outer step.
+        learning_rate, momentum: of the outer step; for the adaptive optimizers momentum is beta 1.
+        beta2, eps: of the adaptive ones; eps is what the paper calls tau.
+        fragments: the model is averaged a part at a time, in so many epochs.
+        mixing: weight of what a member has locally when an average is applied to its model.
+    """
+
+    inner_batch_samples: Annotated[int, Field(ge=1, le=10**6)] = 32
+    optimizer: Literal["nesterov", "fedavgm", "fedadam", "fedyogi", "fedadagrad"] = "nesterov"
+    learning_rate: _Positive = 0.7
+    momentum: _Fraction = 0.9
+    beta2: _Fraction = 0.99
+    eps: _Positive = 1e-3
+    fragments: Annotated[int, Field(ge=1, le=1024)] = 1
+    mixing: _Fraction = 0.0
 
 
 class ScheduleSection(_Section):
@@ -158,11 +181,13 @@ class AveragingSection(_Section):
         block_elems: elements of the flat vector in one block.
         codec: how a block travels, see `protocols.codecs`.
         max_group: most members that average together in one round; a larger swarm averages in several rounds along a grid.
+        overlap: members go on computing while a round runs, and apply its result when it is there.
     """
 
     block_elems: Annotated[int, Field(ge=16, le=2**26)] = 2**20
     codec: Literal["fp32", "fp16", "bf16", "int8", "int4", "e3m0", "adaptive-int8"] = "fp32"
     max_group: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = 16
+    overlap: bool = False
 
 
 class AdmissionSection(_Section):
@@ -206,6 +231,7 @@ class RunSpec(_Section):
     model: ModelSection
     data: DataSection = DataSection()
     optimizer: OptimizerSection = OptimizerSection()
+    outer: OuterSection = OuterSection()
     schedule: ScheduleSection = ScheduleSection()
     averaging: AveragingSection = AveragingSection()
     admission: AdmissionSection = AdmissionSection()

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from swarm.coordination import coordinate, join
     from swarm.optim.collaborative import CollaborativeOptimizer
     from swarm.optim.outcome import StepOutcome, StepStatus
+    from swarm.optim.settings import GradientSettings, OuterSettings
 
 _HOME = {
     "CollaborativeOptimizer": "swarm.optim.collaborative",
     "Connection": "swarm.connection",
+    "GradientSettings": "swarm.optim.settings",
     "LocalPeer": "peers.local",
+    "OuterSettings": "swarm.optim.settings",
     "PeerConfig": "swarm.config",
     "RunSpec": "protocols.runspec",
     "StepOutcome": "swarm.optim.outcome",
@@ -40,7 +43,9 @@ _HOME = {
 __all__ = [
     "CollaborativeOptimizer",
     "Connection",
+    "GradientSettings",
     "LocalPeer",
+    "OuterSettings",
     "PeerConfig",
     "RunSpec",
     "StepOutcome",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from swarm.data.dataset import Dataset
     from swarm.optim.collaborative import CollaborativeOptimizer
     from swarm.optim.outcome import StepOutcome
+    from swarm.optim.settings import GradientSettings
     from swarm.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -135,8 +136,7 @@ def _make_trainer(connection: Connection, measured: Measured, *, measure_first: 
         make_optimizer(spec, model),
         peer=connection.handle,
         target_batch_samples=spec.optimizer.target_batch_samples,
-        learning_rate=lambda epoch: learning_rate(spec, Epoch(epoch)),
-        grad_clip_norm=spec.optimizer.grad_clip_norm,
+        rule=rule_settings(spec),
     )
     micro_batch = config.micro_batch_samples or (1 if helper else probe_micro_batch(model, spec.data.sequence_length).micro_batch_samples)
     limits = [limit for limit in (config.max_epochs, spec.schedule.total_epochs) if limit]
@@ -149,13 +149,38 @@ def _make_trainer(connection: Connection, measured: Measured, *, measure_first: 
         checkpoint_every_epochs=config.checkpoint_every_epochs,
         max_epochs=min(limits),
     )
-    evaluate = _evaluation(model, dataset, measured)
+    evaluate = _evaluation(optimizer, model, dataset, measured)
     remember = _remembering(optimizer, measured)
     if measure_first:
         evaluate(None)
     actions = (EpochAction(1, remember), EpochAction(EVALUATE_EVERY_EPOCHS[config.role], evaluate))
     store = CheckpointStore(config.checkpoints_dir, config.checkpoints_kept)
     return Trainer(model, optimizer, connection.handle, dataset, store, settings, actions)
+
+
+def rule_settings(spec: RunSpec) -> GradientSettings:
+    """How a spec has members update the model."""
+    from swarm.optim.settings import GradientSettings, OuterSettings
+
+    def rate(epoch: int) -> float:
+        return learning_rate(spec, Epoch(epoch))
+
+    clip_norm, overlap, outer = spec.optimizer.grad_clip_norm, spec.averaging.overlap, spec.outer
+    if spec.optimizer.rule == "gradient":
+        return GradientSettings(learning_rate=rate, grad_clip_norm=clip_norm, overlap=overlap)
+    return OuterSettings(
+        learning_rate=rate,
+        grad_clip_norm=clip_norm,
+        overlap=overlap,
+        inner_batch_samples=outer.inner_batch_samples,
+        optimizer=outer.optimizer,
+        outer_learning_rate=outer.learning_rate,
+        momentum=outer.momentum,
+        beta2=outer.beta2,
+        eps=outer.eps,
+        fragments=outer.fragments,
+        mixing=outer.mixing,
+    )
 
 
 def make_optimizer(spec: RunSpec, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -170,11 +195,14 @@ def make_optimizer(spec: RunSpec, model: torch.nn.Module) -> torch.optim.Optimiz
     return kind(parameters, lr=section.learning_rate, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay)
 
 
-def _evaluation(model: torch.nn.Module, dataset: Dataset, measured: Measured) -> Callable[[StepOutcome | None], None]:
+def _evaluation(
+    optimizer: CollaborativeOptimizer, model: torch.nn.Module, dataset: Dataset, measured: Measured
+) -> Callable[[StepOutcome | None], None]:
     from swarm.training.evaluation import held_out_loss
 
     def evaluate(outcome: StepOutcome | None) -> None:
-        measured.eval_loss = held_out_loss(model, dataset)
+        with optimizer.shared_parameters():
+            measured.eval_loss = held_out_loss(model, dataset)
         log.info("held-out loss: epoch=%d loss=%.4f", outcome.epoch if outcome else 0, measured.eval_loss)
 
     return evaluate

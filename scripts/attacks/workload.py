@@ -20,6 +20,7 @@ from swarm.data.dataset import Dataset, build_dataset, stdlib_description
 from swarm.data.sources import stdlib_documents
 from swarm.optim.gradient_rule import GradientRule
 from swarm.optim.master import MasterParams
+from swarm.optim.settings import GradientSettings
 
 D = tiny_transformer.D
 HOLDOUT_PERCENT = 5
@@ -127,8 +128,7 @@ class Learner:
         self._rule = GradientRule(
             masters,
             optimizer,
-            learning_rate=lambda epoch: LEARNING_RATE * min(1.0, 3 * (epochs - epoch) / epochs),
-            grad_clip_norm=CLIP_NORM,
+            GradientSettings(learning_rate=lambda epoch: LEARNING_RATE * min(1.0, 3 * (epochs - epoch) / epochs), grad_clip_norm=CLIP_NORM),
         )
 
     @property

@@ -1,10 +1,12 @@
-"""The collaborative optimizer: any `torch.optim` optimizer, stepped by a whole swarm.
+"""The collaborative optimizer: any `torch.optim` optimizer, with which a whole swarm trains together.
 
-Read in this order: `collaborative` (the wrapper a training loop calls), `gradient_rule` (what is contributed and how the average is
-applied), `accumulator`, `master` (fp32 copy of the parameters), `state` (everything a joiner needs, as named tensors).
+Read in this order: `collaborative` (the wrapper a training loop calls), `rule` (what a sync rule is), then the two: `gradient_rule` with
+`accumulator` and `master`, and `outer_rule` with `inner_batch`, `anchor`, `fragments` and `outer_optimizers`; `settings` of both; and
+`state` (everything a joiner needs, as named tensors).
 """
 
 from swarm.optim.collaborative import CollaborativeOptimizer
 from swarm.optim.outcome import StepOutcome, StepStatus
+from swarm.optim.settings import GradientSettings, OuterSettings
 
-__all__ = ["CollaborativeOptimizer", "StepOutcome", "StepStatus"]
+__all__ = ["CollaborativeOptimizer", "GradientSettings", "OuterSettings", "StepOutcome", "StepStatus"]

@@ -14,27 +14,35 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
 
 from peers.state_snapshot import StateSnapshot
-from peers.training_peer import PeerStopped, RoundOutcome, RoundStatus, TrainingPeer
+from peers.training_peer import Contribution, PeerStopped, RoundOutcome, RoundStatus, TrainingPeer
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError, RoundError
 from protocols.ids import Epoch
-from protocols.manifest import Manifest
-from swarm.optim.gradient_rule import GradientRule, LearningRate
+from swarm.optim.gradient_rule import GradientRule
+from swarm.optim.held import HeldState, snapshot_of
 from swarm.optim.master import MasterParams
 from swarm.optim.meter import Meter
 from swarm.optim.outcome import StepOutcome, StepStatus
+from swarm.optim.outer_rule import OuterRule
 from swarm.optim.replaying import ReplayBatch, Replays
-from swarm.optim.state import StateMismatch, restore_state, state_meta, state_tensors
+from swarm.optim.rule import SyncRule
+from swarm.optim.settings import GradientSettings, OuterSettings
+from swarm.optim.state import StateMismatch
 
 log = logging.getLogger(__name__)
 
 
 class CollaborativeOptimizer:
-    """Wraps any `torch.optim` optimizer so that a swarm steps it together, by the gradient rule (`swarm.optim.gradient_rule`).
+    """Wraps any `torch.optim` optimizer so that a swarm trains with it together.
+
+    By the gradient rule (`swarm.optim.gradient_rule`) the swarm takes one step of it an epoch. By the outer rule (`swarm.optim.outer_rule`)
+    each member takes steps of its own, and the swarm one step of an outer optimizer on how far they led.
 
     Not thread-safe: use it in the thread that trains. The optimizer must not be stepped by anybody else from now on.
 
@@ -43,8 +51,7 @@ class CollaborativeOptimizer:
         optimizer: over the model's parameters; its state moves with the swarm.
         peer: this member, `peers.bridge.PeerHandle` or `peers.local.LocalPeer`.
         target_batch_samples: samples of the whole swarm that close an epoch, as in the run's spec.
-        learning_rate: of the step that closes an epoch, by its number; None keeps the optimizer's.
-        grad_clip_norm: largest 2-norm of the averaged gradient; None for no limit.
+        rule: how, `GradientSettings` or `OuterSettings`.
         clock: monotonic seconds, for the speed that is reported.
 
     Raises:
@@ -58,22 +65,20 @@ class CollaborativeOptimizer:
         *,
         peer: TrainingPeer,
         target_batch_samples: int,
-        learning_rate: LearningRate | None = None,
-        grad_clip_norm: float | None = None,
+        rule: GradientSettings | OuterSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if target_batch_samples < 1:
             raise ConfigError(f"target_batch_samples must be at least 1, not {target_batch_samples}")
-        self._masters = MasterParams(model, optimizer)
-        self._rule = GradientRule(self._masters, optimizer, learning_rate=learning_rate, grad_clip_norm=grad_clip_norm)
-        self._optimizer = optimizer
+        self._rule = _rule(model, optimizer, rule or GradientSettings())
         self._peer = peer
+        self._overlap = rule is not None and rule.overlap
+        self._on_its_way: Contribution | None = None
+        self._round: Future[RoundOutcome] | None = None
         self._target_samples = target_batch_samples
         self._clock = clock
         self._meter = Meter(clock)
-        self._epoch = Epoch(0)
-        self._accepted_samples = 0
-        self._manifest: Manifest | None = None
+        self._held = HeldState(self._rule)
         self._started = False
         self._replays: Replays | None = None
 
@@ -82,20 +87,42 @@ class CollaborativeOptimizer:
 
         Without it every replay is answered "impossible". It costs a copy of the trained parameters; `swarm.optim.replaying` says how much.
 
+        Only the gradient rule without overlap can be replayed so far; otherwise nothing changes.
+
         Args:
             compute: called in the thread that trains, while the model holds the parameters in question; see `ReplayBatch`.
         """
-        self._replays = Replays(self._masters, self._rule.layout, compute, self._clock)
+        if isinstance(self._rule, GradientRule) and not self._overlap:
+            self._replays = Replays(self._rule.shared, self._rule.layout(self.epoch), compute, self._clock)
 
     @property
     def epoch(self) -> Epoch:
         """Updates applied to the state held."""
-        return self._epoch
+        return self._held.epoch
+
+    @property
+    def overlap(self) -> bool:
+        """Whether computing goes on while a round runs."""
+        return self._overlap
+
+    @property
+    def sampling_epoch(self) -> Epoch:
+        """Epoch that samples computed now belong to: the next one while a round runs beside computing."""
+        return Epoch(self.epoch + 1) if self._on_its_way else self.epoch
+
+    @property
+    def batch_limit(self) -> int | None:
+        """Most samples that the next micro-batch should have, so that inner steps have the size that was set; None for any number."""
+        return self._rule.batch_limit
+
+    def shared_parameters(self) -> AbstractContextManager[None]:
+        """While the context is open the model computes with the parameters that all members hold alike: for measuring, not for training."""
+        return self._rule.shared.computing()
 
     @property
     def accepted_samples(self) -> int:
         """Samples of the whole swarm that went into the state held."""
-        return self._accepted_samples
+        return self._held.accepted_samples
 
     @property
     def samples(self) -> int:
@@ -113,19 +140,14 @@ class CollaborativeOptimizer:
         return self._rule.dropped_batches
 
     @property
-    def layout_digest(self) -> bytes:
-        """32 bytes that name the order and shapes of the vectors averaged."""
-        return self._rule.layout.digest
-
-    @property
     def size_elems(self) -> int:
-        """D: elements of the vectors averaged."""
-        return self._rule.layout.size_elems
+        """D: elements of the vector that is averaged next."""
+        return self._rule.layout(self.epoch).size_elems
 
     @property
     def state_hash(self) -> bytes:
         """32 bytes that name the state held: parameters, optimizer, epoch, accepted samples."""
-        return self._described().root
+        return self._held.manifest.root
 
     def synchronise(self) -> StepOutcome | None:
         """Take over the swarm's state if it is ahead; the first time, announce the state held. `step` and `follow` begin with this.
@@ -144,7 +166,7 @@ class CollaborativeOptimizer:
             raise ConfigError(
                 f"the run closes an epoch at {view.target_samples} samples, not {self._target_samples}: correct target_batch_samples"
             )
-        if view.behind:
+        if view.behind and self._round is None:  # else its outcome says so, and there are never two rounds at once
             return self._catch_up()
         if not self._started:
             self._started = True
@@ -186,7 +208,7 @@ class CollaborativeOptimizer:
             return None
         log.warning(
             "micro-batch dropped, it is not finite; accumulating anew after it: epoch=%d dropped_batches=%d lost_samples=%d next_sample=%d",
-            self._epoch,
+            self.epoch,
             self.dropped_batches,
             before,
             self.next_sample,
@@ -208,15 +230,15 @@ class CollaborativeOptimizer:
             return behind
         self._report("training")
         self._peer.wait_for_call(timeout_s)
-        return self.synchronise() or self._serve_swarm() or self._outcome(StepStatus.WAITED)
+        return self.synchronise() or self._serve_swarm(waits=True) or self._outcome(StepStatus.WAITED)
 
     def zero_grad(self) -> None:
         """Drop the gradients on the model. `step` does this by itself."""
-        self._masters.clear_gradients()
+        self._rule.clear_gradients()
 
     def snapshot(self) -> StateSnapshot:
         """A copy of the state held."""
-        return StateSnapshot.copy_of(self._described(), state_tensors(self._masters, self._optimizer))
+        return self._held.snapshot()
 
     def load_snapshot(self, snapshot: StateSnapshot) -> int:
         """Take over a state and drop what was accumulated; nothing changes if it does not fit.
@@ -227,14 +249,12 @@ class CollaborativeOptimizer:
         Raises:
             StateMismatch: it does not belong to this model and optimizer.
         """
-        restore_state(self._masters, self._optimizer, self._rule.name, snapshot)
-        lost_samples = self._rule.samples
-        self._rule.reset()
-        self._masters.clear_gradients()
+        self._held.restore(snapshot)
+        lost_samples = self._rule.samples + (round(self._on_its_way.weight) if self._on_its_way else 0)
+        self._on_its_way = None
+        self._rule.reset(self.epoch)
+        self._rule.clear_gradients()
         self._meter.new_epoch()
-        self._epoch = Epoch(snapshot.manifest.epoch)
-        self._accepted_samples = snapshot.manifest.accepted_samples
-        self._manifest = None
         if self._replays is not None:
             self._replays.forget()
         if self._started:
@@ -243,9 +263,7 @@ class CollaborativeOptimizer:
 
     def state_dict(self) -> dict[str, object]:
         """The state as a dictionary of plain values and tensors (copies), for `torch.save`."""
-        manifest = self._described()
-        tensors = {name: tensor.clone() for name, tensor in state_tensors(self._masters, self._optimizer)}
-        return {"epoch": manifest.epoch, "accepted_samples": manifest.accepted_samples, "meta": manifest.meta, "tensors": tensors}
+        return self._held.as_dict()
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Take over what `state_dict` gave.
@@ -253,19 +271,21 @@ class CollaborativeOptimizer:
         Raises:
             StateMismatch: it does not belong to this model and optimizer.
         """
-        epoch, accepted, meta, tensors = (state.get(key) for key in ("epoch", "accepted_samples", "meta", "tensors"))
-        if not (isinstance(epoch, int) and isinstance(accepted, int) and isinstance(meta, dict) and isinstance(tensors, dict)):
-            raise StateMismatch("this is not a state of a CollaborativeOptimizer")
-        self.load_snapshot(StateSnapshot.of(tensors.items(), epoch=epoch, accepted_samples=accepted, meta=meta))
+        self.load_snapshot(snapshot_of(state))
 
-    def _serve_swarm(self) -> StepOutcome | None:
-        """Do what the swarm asks for, if anything."""
+    def _serve_swarm(self, *, waits: bool = False) -> StepOutcome | None:
+        """Do what the swarm asks for, if anything; who computes nothing waits for a round's end, and so do all without overlap."""
         if self._peer.snapshot_wanted():
             self._peer.publish_snapshot(self.snapshot())
+        if self._round is not None:
+            if not self._round.done():
+                return None
+            ended, self._round = self._round, None
+            return self._take(ended.result())
         if not self._peer.epoch_closing():
             self._serve_replays()
         if self._peer.epoch_closing():
-            return self._close_epoch()
+            return self._close_epoch(waits=waits or not self._overlap)
         return None
 
     def _serve_replays(self) -> None:
@@ -275,7 +295,7 @@ class CollaborativeOptimizer:
             return
         if self._replays is None:
             self._peer.publish_replay(request, None)
-        elif self._replays.serve(self._peer, self._epoch, self.state_hash):
+        elif self._replays.serve(self._peer, self.epoch, self.state_hash):
             self._meter.resume()
         self._report(self._working())
 
@@ -283,20 +303,32 @@ class CollaborativeOptimizer:
         """Phase of a member that computes."""
         return "training" if self._replays is None or self._peer.replay_wanted() is None else "auditing"
 
-    def _close_epoch(self) -> StepOutcome:
-        """Average with the others and apply the result."""
+    def _close_epoch(self, *, waits: bool) -> StepOutcome | None:
+        """Average with the others, and apply the result; who does not wait for it applies it in a later call."""
         self._report("averaging")
-        outcome = self._peer.average(self._rule.contribution(self._epoch, self.state_hash))
-        self._meter.resume()
-        if outcome.epoch != self._epoch:
-            raise LocalProtocolError(f"a round closed epoch {outcome.epoch} while the trainer is in {self._epoch}")
+        contribution = self._on_its_way or self._rule.contribution(self.epoch, self.state_hash)
+        if waits:
+            outcome = self._peer.average(contribution)
+            self._meter.resume()
+            return self._take(outcome)
+        if self._on_its_way is None:  # else it is offered again
+            self._on_its_way = contribution
+            self._rule.begin_next()
+            self._meter.new_epoch()
+        self._round = self._peer.start_averaging(contribution)
+        return None
+
+    def _take(self, outcome: RoundOutcome) -> StepOutcome:
+        """Do what a round's end calls for."""
+        if outcome.epoch != self.epoch:
+            raise LocalProtocolError(f"a round closed epoch {outcome.epoch} while the trainer is in {self.epoch}")
         match outcome.status:
             case RoundStatus.APPLIED | RoundStatus.ALONE:
                 return self._apply(outcome)
             case RoundStatus.BEHIND:
                 return self._catch_up()
             case RoundStatus.ABORTED:
-                log.warning("round aborted: epoch=%d kept_samples=%d reason=%s", self._epoch, self._rule.samples, outcome.reason)
+                log.warning("round aborted: epoch=%d kept_samples=%d reason=%s", self.epoch, self._epoch_samples(), outcome.reason)
                 self._report("training")
                 return self._outcome(StepStatus.ABORTED, reason=outcome.reason)
 
@@ -305,55 +337,51 @@ class CollaborativeOptimizer:
         if vector is None or vector.dtype != torch.float32 or vector.shape != (self.size_elems,) or not outcome.weight > 0:
             raise LocalProtocolError("a round ended well but brought no usable vector")
         if self._replays is not None:
-            self._replays.keep(self._epoch, self.state_hash)
-        stepped = self._rule.apply(vector, self._epoch)
-        self._epoch = Epoch(self._epoch + 1)
-        self._accepted_samples += round(outcome.weight)
-        self._manifest = None
+            self._replays.keep(self.epoch, self.state_hash)
+        if self._on_its_way is None:
+            self._rule.begin_next()
+            self._meter.new_epoch()
+        stepped = self._rule.apply(vector, self.epoch, included=outcome.included_us)
+        self._on_its_way = None
+        self._held.advance(round(outcome.weight))
         self._announce()
-        self._meter.new_epoch()
-        self._meter.resume()
+        if not self._overlap:
+            self._meter.resume()
         if not stepped:
-            log.warning("averaged gradient is not finite, no step taken: epoch=%d", self._epoch)
+            log.warning("the swarm's average is not finite, no step taken: epoch=%d", self.epoch)
             return self._outcome(StepStatus.SKIPPED, outcome, "the swarm's average was not finite")
         return self._outcome(StepStatus.APPLIED if outcome.status is RoundStatus.APPLIED else StepStatus.ALONE, outcome)
 
     def _catch_up(self) -> StepOutcome:
         """Take over the swarm's state; what was accumulated belongs to an old one and is dropped."""
         self._report("syncing")
-        if self._started and self._peer.view().epoch == self._epoch:
+        if self._started and self._peer.view().epoch == self.epoch:
             self._peer.publish_snapshot(self.snapshot())  # same epoch, other bytes: only the pieces that differ need to be fetched
-        old_epoch = self._epoch
+        old_epoch = self.epoch
         try:
             snapshot = self._peer.fetch_state()
             self._started = True
             lost_samples = self.load_snapshot(snapshot)
         except RoundError as error:
-            log.warning("could not fetch the swarm's state: epoch=%d reason=%s", self._epoch, error)
+            log.warning("could not fetch the swarm's state: epoch=%d reason=%s", self.epoch, error)
             return self._outcome(StepStatus.BEHIND, reason=str(error))
         except StateMismatch as error:
             raise RemoteProtocolError(None, f"the swarm's state does not fit this model: {error}") from error
         finally:
             self._meter.resume()
-        log.info("caught up: epoch=%d was=%d lost_samples=%d", self._epoch, old_epoch, lost_samples)
-        return StepOutcome(StepStatus.CAUGHT_UP, self._epoch, 0, lost_samples=lost_samples, reason="the swarm was ahead")
-
-    def _described(self) -> Manifest:
-        if self._manifest is None:
-            self._manifest = Manifest.build(
-                state_tensors(self._masters, self._optimizer),
-                epoch=self._epoch,
-                accepted_samples=self._accepted_samples,
-                meta=state_meta(self._masters, self._optimizer, self._rule.name),
-            )
-        return self._manifest
+        log.info("caught up: epoch=%d was=%d lost_samples=%d", self.epoch, old_epoch, lost_samples)
+        return StepOutcome(StepStatus.CAUGHT_UP, self.epoch, 0, lost_samples=lost_samples, reason="the swarm was ahead")
 
     def _announce(self) -> None:
-        self._peer.announce_epoch(self._epoch, self.state_hash, self._accepted_samples)
+        self._peer.announce_epoch(self.epoch, self.state_hash, self._held.accepted_samples)
         self._report("training")
 
     def _report(self, phase: str) -> None:
-        self._peer.report(self._rule.samples, self._meter.samples_per_s, self._meter.loss, phase)
+        self._peer.report(self._epoch_samples(), self._meter.samples_per_s, self._meter.loss, phase)
+
+    def _epoch_samples(self) -> int:
+        """Samples towards the end of the epoch that is held."""
+        return round(self._on_its_way.weight) if self._on_its_way else self._rule.samples
 
     def _check_running(self) -> None:
         if self._peer.stopping():
@@ -361,4 +389,10 @@ class CollaborativeOptimizer:
 
     def _outcome(self, status: StepStatus, outcome: RoundOutcome | None = None, reason: str = "") -> StepOutcome:
         weight, contributors = (outcome.weight, outcome.contributors) if outcome else (0.0, ())
-        return StepOutcome(status, self._epoch, self._rule.samples, weight, contributors, reason=reason)
+        return StepOutcome(status, self.epoch, self._rule.samples, weight, contributors, reason=reason)
+
+
+def _rule(model: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: GradientSettings) -> SyncRule:
+    if isinstance(settings, OuterSettings):
+        return OuterRule(model, optimizer, settings)
+    return GradientRule(MasterParams(model, optimizer), optimizer, settings)

@@ -7,7 +7,6 @@ section 3.1). Everything below is elementwise or summed in a fixed order, so mem
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,48 +17,37 @@ from protocols.ids import Epoch
 from protocols.layout import FlatLayout
 from swarm.optim.accumulator import GradientAccumulator
 from swarm.optim.master import MasterParams
+from swarm.optim.settings import GradientSettings
 
 _NORM_BLOCK_ELEMS = 2**20
 
-LearningRate = Callable[[int], float]
-"""Learning rate of the step that closes an epoch, by the number of that epoch, from 0."""
-
 
 class GradientRule:
-    """Accumulates gradients and applies averages of them.
+    """Implements `swarm.optim.rule.SyncRule`: accumulates gradients and applies averages of them.
 
     Args:
         masters: parameters of the model.
         optimizer: steps them; its groups already point at the masters.
-        learning_rate: by epoch; None leaves the optimizer's own. Groups keep their ratio to the first group.
-        grad_clip_norm: largest 2-norm of the averaged gradient; None for no limit.
+        settings: rate and limit of the step. Groups keep their ratio to the first group.
 
     Raises:
-        ConfigError: the optimizer cannot be stepped deterministically, or a limit that is not positive.
+        ConfigError: the optimizer cannot be stepped deterministically.
     """
 
     name = "gradient"
 
-    def __init__(
-        self,
-        masters: MasterParams,
-        optimizer: torch.optim.Optimizer,
-        *,
-        learning_rate: LearningRate | None = None,
-        grad_clip_norm: float | None = None,
-    ) -> None:
-        if grad_clip_norm is not None and not 0 < grad_clip_norm < math.inf:
-            raise ConfigError(f"grad_clip_norm must be positive, not {grad_clip_norm}")
+    def __init__(self, masters: MasterParams, optimizer: torch.optim.Optimizer, settings: GradientSettings | None = None) -> None:
+        settings = settings or GradientSettings()
         _make_deterministic(optimizer)
-        self._masters = masters
-        self._optimizer = optimizer
-        self._learning_rate = learning_rate
-        self._clip_norm = grad_clip_norm
+        self.shared = masters
+        self.optimizer = optimizer
+        self._learning_rate = settings.learning_rate
+        self._clip_norm = settings.grad_clip_norm
         first = float(optimizer.param_groups[0]["lr"])
         self._lr_ratios = [float(group["lr"]) / first if first else 1.0 for group in optimizer.param_groups]
-        self.layout = FlatLayout.of(masters.trained)
-        self._accumulator = GradientAccumulator(self.layout)
-        self._step_D = torch.zeros(self.layout.size_elems)
+        self._layout = FlatLayout.of(masters.trained)
+        self._accumulator = GradientAccumulator(self._layout)
+        self._step_D = torch.zeros(self._layout.size_elems)
 
     @property
     def samples(self) -> int:
@@ -76,40 +64,40 @@ class GradientRule:
         """Micro-batches dropped since the beginning because they were not finite."""
         return self._accumulator.dropped_batches
 
+    @property
+    def batch_limit(self) -> int | None:
+        """None: micro-batches may be of any size."""
+        return None
+
+    def layout(self, _epoch: Epoch) -> FlatLayout:
+        """The same in every epoch."""
+        return self._layout
+
     def add(self, samples: int, *, summed: bool = False) -> bool:
-        """Take in the gradients that `backward` left on the model and clear them.
-
-        Args:
-            samples: they are the mean over so many samples, at least 1.
-            summed: they are the sum over the samples instead.
-
-        Returns:
-            False if they were not finite and were dropped, and with them what was accumulated: see `GradientAccumulator`.
-        """
-        accepted = self._accumulator.add(self._masters.gradients(), samples, summed=summed)
-        self._masters.clear_gradients()
+        """See `SyncRule.add`, and `GradientAccumulator` for what is dropped with a micro-batch that is not finite."""
+        accepted = self._accumulator.add(self.shared.gradients(), samples, summed=summed)
+        self.shared.clear_gradients()
         return accepted
 
     def drop(self, samples: int) -> None:
         """Leave out what `backward` left on the model, and with it what was accumulated: see `GradientAccumulator`."""
         self._accumulator.drop(samples)
-        self._masters.clear_gradients()
+        self.shared.clear_gradients()
+
+    def clear_gradients(self) -> None:
+        """Drop what `backward` left on the model."""
+        self.shared.clear_gradients()
 
     def contribution(self, epoch: Epoch, state_hash: bytes) -> Contribution:
         """What to bring to the round that closes `epoch`; a copy."""
         return Contribution(epoch, self._accumulator.mean(), float(self.samples), state_hash, self._accumulator.first_sample)
 
-    def apply(self, average_D: torch.Tensor, epoch: Epoch) -> bool:
-        """Take the step that closes `epoch` and forget what was accumulated.
-
-        Args:
-            average_D: flat_D fp32, the same bytes on every member; not written to.
-            epoch: of the step, for the learning rate.
-
-        Returns:
-            False if the average was not finite; then no step is taken, by any member.
-        """
+    def begin_next(self) -> None:
+        """See `SyncRule.begin_next`."""
         self._accumulator.reset()
+
+    def apply(self, average_D: torch.Tensor, epoch: Epoch, *, included: bool = True) -> bool:
+        """See `SyncRule.apply`. Gradients that came too late are lost: they belong to parameters that are gone."""
         norm = global_norm(average_D)
         if not math.isfinite(norm):
             return False
@@ -117,15 +105,15 @@ class GradientRule:
         if self._clip_norm is not None and norm > self._clip_norm:
             self._step_D.mul_(self._clip_norm / norm)
         if self._learning_rate is not None:
-            for group, ratio in zip(self._optimizer.param_groups, self._lr_ratios, strict=True):
+            for group, ratio in zip(self.optimizer.param_groups, self._lr_ratios, strict=True):
                 group["lr"] = self._learning_rate(epoch) * ratio
-        self._masters.set_gradients(self.layout.views(self._step_D))
-        self._optimizer.step()
-        self._masters.clear_gradients()
-        self._masters.write_back()
+        self.shared.set_gradients(self._layout.views(self._step_D))
+        self.optimizer.step()
+        self.shared.clear_gradients()
+        self.shared.write_back()
         return True
 
-    def reset(self) -> None:
+    def reset(self, _epoch: Epoch) -> None:
         """Forget what was accumulated."""
         self._accumulator.reset()
 

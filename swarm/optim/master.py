@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -98,6 +98,10 @@ class MasterParams:
                     param.data = own[name]
                 else:
                     param.data.copy_(master.data)
+
+    def computing(self) -> AbstractContextManager[None]:
+        """The model computes with them all the time."""
+        return nullcontext()
 
     @torch.no_grad()
     def write_back(self) -> None:

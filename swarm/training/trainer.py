@@ -111,7 +111,7 @@ class Trainer:
             while not self._finished():
                 epoch = self._optimizer.epoch
                 outcome = self._turn()
-                if outcome.status in (StepStatus.BEHIND, StepStatus.ABORTED):
+                if outcome.status is StepStatus.BEHIND or (outcome.status is StepStatus.ABORTED and not self._optimizer.overlap):
                     self._peer.pause(self._settings.retry_s)
                 if outcome.epoch != epoch:
                     self._epoch_changed(epoch, outcome)
@@ -128,7 +128,8 @@ class Trainer:
         if behind is not None:
             return behind
         settings, first = self._settings, self._optimizer.next_sample
-        loss = self._compute(self._optimizer.epoch, settings.member, range(first, first + settings.micro_batch_samples))
+        size = min(settings.micro_batch_samples, self._optimizer.batch_limit or settings.micro_batch_samples)
+        loss = self._compute(self._optimizer.sampling_epoch, settings.member, range(first, first + size))
         self.samples_total += loss.samples
         return self._optimizer.step(samples=loss.samples, loss=loss.mean, summed=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,7 +14,7 @@ from peers.local import LocalPeer
 from peers.state_snapshot import StateSnapshot
 from protocols.errors import RoundError
 from protocols.ids import Epoch, PeerId
-from swarm.optim import CollaborativeOptimizer, StepStatus
+from swarm.optim import CollaborativeOptimizer, GradientSettings, StepStatus
 
 ME, OTHER = PeerId(b"m" * 32), PeerId(b"o" * 32)
 OptimizerMaker = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -39,6 +40,8 @@ class ScriptedPeer:
     closing: bool = False
     wanted: bool = False
     stopped: bool = False
+    slow: bool = False
+    running: Future[RoundOutcome] | None = None
     reports: list[tuple[int, str]] = field(default_factory=list)
     announced: list[tuple[int, bytes, int]] = field(default_factory=list)
     published: list[StateSnapshot] = field(default_factory=list)
@@ -65,6 +68,23 @@ class ScriptedPeer:
         self.closing = False
         self.contributions.append(contribution)
         return self.answers.popleft()(contribution)
+
+    def start_averaging(self, contribution: Contribution) -> Future[RoundOutcome]:
+        """Answered at once, or by `end_round` if rounds are `slow`."""
+        answer: Future[RoundOutcome] = Future()
+        if self.slow:
+            self.closing = False
+            self.contributions.append(contribution)
+            self.running = answer
+        else:
+            answer.set_result(self.average(contribution))
+        return answer
+
+    def end_round(self) -> None:
+        """The round that was started ends."""
+        assert self.running is not None
+        running, self.running = self.running, None
+        running.set_result(self.answers.popleft()(self.contributions[-1]))
 
     def announce_epoch(self, epoch: Epoch, state_hash: bytes, accepted_samples: int) -> None:
         self.announced.append((epoch, state_hash, accepted_samples))
@@ -106,6 +126,9 @@ def behind(mine: Contribution) -> RoundOutcome:
     return RoundOutcome(RoundStatus.BEHIND, mine.epoch, reason="the swarm is in epoch 9")
 
 
+CLIPPED = GradientSettings(grad_clip_norm=1.0)
+
+
 class Loop:
     """A user's own training loop."""
 
@@ -115,9 +138,7 @@ class Loop:
         self.inner = MAKERS[optimizer](list(self.model.parameters()))
         self.peer = peer
         self.now_s = 0.0
-        self.opt = CollaborativeOptimizer(
-            self.model, self.inner, peer=peer, target_batch_samples=8, grad_clip_norm=1.0, clock=lambda: self.now_s
-        )
+        self.opt = CollaborativeOptimizer(self.model, self.inner, peer=peer, target_batch_samples=8, rule=CLIPPED, clock=lambda: self.now_s)
 
     def batch(self, number: int, scale: float = 1.0) -> StepStatus:
         """Compute micro-batch `number` (4 samples) and step."""

@@ -122,10 +122,12 @@ def test_canonical_bytes_do_not_depend_on_how_it_was_written() -> None:
 def test_canonical_bytes_are_pinned() -> None:
     """Changing these bytes changes every run's fingerprint: that is a new protocol version."""
     assert spec().canonical_bytes() == (
-        b'{"admission":{"mode":"open"},"averaging":{"block_elems":1048576,"codec":"fp32","max_group":16},'
+        b'{"admission":{"mode":"open"},"averaging":{"block_elems":1048576,"codec":"fp32","max_group":16,"overlap":false},'
         b'"data":{"files":[],"fingerprint":null,"holdout_percent":5,"sequence_length":128,"source":"stdlib"},'
         b'"model":{"config":null,"preset":"tiny"},"optimizer":{"betas":[0.9,0.95],"eps":1e-08,"grad_clip_norm":1.0,"learning_rate":0.001,'
-        b'"momentum":0.0,"name":"adamw","rule":"gradient","target_batch_samples":256,"weight_decay":0.01},"run":{"name":"a","seed":0},'
+        b'"momentum":0.0,"name":"adamw","rule":"gradient","target_batch_samples":256,"weight_decay":0.01},'
+        b'"outer":{"beta2":0.99,"eps":0.001,"fragments":1,"inner_batch_samples":32,"learning_rate":0.7,"mixing":0.0,"momentum":0.9,'
+        b'"optimizer":"nesterov"},"run":{"name":"a","seed":0},'
         b'"schedule":{"final_fraction":0.1,"kind":"cosine","total_epochs":1000,"warmup_epochs":0},'
         b'"trust":{"aggregator":"centered_clip","audit_tolerance":0.02,"auditors":1,"bucket":1,"byzantine_fraction":0.45,'
         b'"probation_epochs":2,"verify":true,"weight_cap":4.0}}'

@@ -12,7 +12,7 @@ from peers.local import LocalPeer
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError, RoundError
 from protocols.ids import Epoch
 from swarm.optim import CollaborativeOptimizer, StepStatus
-from tests.helpers.scripted_peer import ME, Answer, Loop, ScriptedPeer, aborted, alone, applied, behind, trained
+from tests.helpers.scripted_peer import CLIPPED, ME, Answer, Loop, ScriptedPeer, aborted, alone, applied, behind, trained
 
 
 def test_an_epoch_is_accumulated_closed_and_announced() -> None:
@@ -67,7 +67,7 @@ def test_an_aborted_round_keeps_what_was_accumulated() -> None:
     peer.closing = True
     assert loop.batch(2) is StepStatus.APPLIED
     assert [c.weight for c in peer.contributions] == [8.0, 12.0]
-    steady.opt = CollaborativeOptimizer(steady.model, steady.inner, peer=LocalPeer(ME, 12), target_batch_samples=12, grad_clip_norm=1.0)
+    steady.opt = CollaborativeOptimizer(steady.model, steady.inner, peer=LocalPeer(ME, 12), target_batch_samples=12, rule=CLIPPED)
     assert [steady.batch(number) for number in range(3)][-1] is StepStatus.ALONE
     assert torch.equal(loop.params(), steady.params())
 

@@ -110,7 +110,9 @@ def test_the_public_interface_is_what_it_says() -> None:
     assert swarm.__all__ == [
         "CollaborativeOptimizer",
         "Connection",
+        "GradientSettings",
         "LocalPeer",
+        "OuterSettings",
         "PeerConfig",
         "RunSpec",
         "StepOutcome",

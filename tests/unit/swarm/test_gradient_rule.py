@@ -14,6 +14,7 @@ from protocols.errors import ConfigError
 from protocols.ids import Epoch
 from swarm.optim.gradient_rule import GradientRule, global_norm
 from swarm.optim.master import MasterParams
+from swarm.optim.settings import GradientSettings
 
 OptimizerMaker = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 HASH = b"h" * 32
@@ -26,7 +27,7 @@ class Member:
         torch.manual_seed(seed)
         self.model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 1))
         self.optimizer = make(list(self.model.parameters()))
-        self.rule = GradientRule(MasterParams(self.model, self.optimizer), self.optimizer, **options)  # type: ignore[arg-type]
+        self.rule = GradientRule(MasterParams(self.model, self.optimizer), self.optimizer, GradientSettings(**options))  # type: ignore[arg-type]
 
     def compute(self, inputs: torch.Tensor, targets: torch.Tensor) -> bool:
         torch.nn.functional.mse_loss(self.model(inputs), targets).backward()  # type: ignore[no-untyped-call]
@@ -48,6 +49,7 @@ def close_epoch(members: Sequence[Member], epoch: int) -> None:
     parts = [member.rule.contribution(Epoch(epoch), HASH) for member in members]
     average = weighted_mean([part.vector for part in parts], [part.weight for part in parts])
     for member in members:
+        member.rule.begin_next()
         assert member.rule.apply(average.clone(), Epoch(epoch))
 
 
@@ -137,7 +139,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_contribution() -> None:
 def test_an_average_that_is_not_finite_changes_nothing() -> None:
     member = Member(adamw)
     before = member.params()
-    vector = torch.zeros(member.rule.layout.size_elems)
+    vector = torch.zeros(member.rule.layout(Epoch(0)).size_elems)
     vector[3] = math.inf
     assert member.rule.apply(vector, Epoch(0)) is False
     assert torch.equal(member.params(), before)
@@ -147,7 +149,7 @@ def test_an_average_that_is_not_finite_changes_nothing() -> None:
 def test_the_average_is_clipped_to_the_norm_and_not_written_to() -> None:
     member, free = Member(lambda p: torch.optim.SGD(p, lr=1.0), grad_clip_norm=0.5), Member(lambda p: torch.optim.SGD(p, lr=1.0))
     torch.manual_seed(5)
-    average = torch.randn(member.rule.layout.size_elems)
+    average = torch.randn(member.rule.layout(Epoch(0)).size_elems)
     kept = average.clone()
     start = member.params()
     member.rule.apply(average, Epoch(0))
@@ -158,7 +160,7 @@ def test_the_average_is_clipped_to_the_norm_and_not_written_to() -> None:
 
 
 def test_a_norm_below_the_limit_is_left_alone() -> None:
-    average = torch.full((Member(sgd).rule.layout.size_elems,), 0.01)
+    average = torch.full((Member(sgd).rule.layout(Epoch(0)).size_elems,), 0.01)
     limited, free = Member(sgd, grad_clip_norm=100.0), Member(sgd)
     limited.rule.apply(average, Epoch(0))
     free.rule.apply(average, Epoch(0))
@@ -188,7 +190,7 @@ def test_the_learning_rate_follows_the_epoch_and_groups_keep_their_ratio() -> No
     model = torch.nn.Linear(2, 2)
     groups: list[dict[str, object]] = [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.2}]
     optimizer = torch.optim.SGD(groups, lr=0.1)
-    rule = GradientRule(MasterParams(model, optimizer), optimizer, learning_rate=lambda epoch: 1.0 / (1 + epoch))
+    rule = GradientRule(MasterParams(model, optimizer), optimizer, GradientSettings(learning_rate=lambda epoch: 1.0 / (1 + epoch)))
     start = torch.cat([model.weight.detach().flatten(), model.bias.detach()])
     rule.apply(torch.ones(6), Epoch(3))
     moved = start - torch.cat([model.weight.detach().flatten(), model.bias.detach()])

@@ -50,7 +50,6 @@ def test_a_state_for_bf16_members_is_that_of_fp32_members() -> None:
     single, half = make(torch.float32), make(torch.bfloat16)
     assert single.state_hash == half.state_hash
     half.load_snapshot(single.snapshot())
-    assert half.layout_digest == single.layout_digest
 
 
 def altered(snapshot: StateSnapshot, **changes: object) -> StateSnapshot:

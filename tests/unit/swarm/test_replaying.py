@@ -13,8 +13,9 @@ from peers.training_peer import Contribution
 from protocols.ids import Epoch
 from protocols.trust.audits import AUDIT_WITHIN_S, AUDITABLE_EPOCHS
 from swarm.optim import CollaborativeOptimizer, StepStatus
+from swarm.optim.master import MasterParams
 from swarm.optim.replaying import BATCHES_A_TURN
-from tests.helpers.scripted_peer import OTHER, Loop, ScriptedPeer, applied
+from tests.helpers.scripted_peer import CLIPPED, OTHER, Loop, ScriptedPeer, applied
 
 BATCH = 4
 
@@ -27,7 +28,7 @@ class Auditor(Loop):
         if dtype is not torch.float32:
             self.model.to(dtype)
             inner = torch.optim.SGD(self.model.parameters(), lr=0.05)
-            self.opt = CollaborativeOptimizer(self.model, inner, peer=peer, target_batch_samples=8, grad_clip_norm=1.0)
+            self.opt = CollaborativeOptimizer(self.model, inner, peer=peer, target_batch_samples=8, rule=CLIPPED)
         self.scripted = peer
         self.dtype = dtype
         self.computed: list[int] = []
@@ -327,7 +328,8 @@ def test_a_replay_survives_that_its_state_is_two_epochs_old() -> None:
 
 def test_a_copy_of_the_parameters_can_be_made_in_the_place_of_an_older_one() -> None:
     auditor = Auditor(ScriptedPeer())
-    masters = auditor.opt._masters
+    masters = auditor.opt._rule.shared
+    assert isinstance(masters, MasterParams)
     copy = masters.copy_trained()
     old = {name: tensor.clone() for name, tensor in copy.items()}
     auditor.close(5)

@@ -1,0 +1,192 @@
+"""The *outer* sync rule (DiLoCo, arXiv 2311.08105): contribute how far many steps of one's own led, take one outer step on the average.
+
+    every micro-batch    its gradient joins the inner batch; a full one is a step of the inner optimizer on the model
+    contribution         D = anchor - local, of the fragment whose turn it is; weighted by samples, however many inner steps they made
+    apply                the outer optimizer steps the anchor by the average of D; the model follows (`_follow`)
+
+How many inner steps an epoch has (H) follows from each member's speed: the epoch ends for all at once, when the swarm has its samples.
+
+With fragments (Streaming DiLoCo, arXiv 2501.18512) the epochs take turns, so each fragment is averaged every P epochs.
+
+Inner optimizer and model are a member's own. Anchor and outer optimizer are the swarm's, on the CPU, and every operation on them is
+elementwise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from peers.training_peer import Contribution
+from protocols.ids import Epoch
+from protocols.layout import FlatLayout
+from swarm.optim.anchor import Anchor
+from swarm.optim.fragments import fragment_at, fragments_of
+from swarm.optim.inner_batch import InnerBatch
+from swarm.optim.outer_optimizers import outer_optimizer
+from swarm.optim.settings import OuterSettings
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What the contribution on its way was made of."""
+
+    local_F: torch.Tensor
+    """The fragment as it was on this member, flat."""
+    samples: int
+    steps: int
+    """Inner steps made since the beginning, when it was made."""
+
+
+class OuterRule:
+    """Implements `swarm.optim.rule.SyncRule`.
+
+    Args:
+        model: on the device that computes.
+        inner: over the model's own parameters; stepped on their device, by nobody else from now on.
+        settings: see `OuterSettings`.
+
+    Raises:
+        ConfigError: settings or an optimizer that cannot be used.
+    """
+
+    name = "outer"
+
+    def __init__(self, model: torch.nn.Module, inner: torch.optim.Optimizer, settings: OuterSettings) -> None:
+        self.shared = Anchor(model, inner)
+        self._settings = settings
+        self._batch = InnerBatch(self.shared.local_trained, inner, settings)
+        trained = self.shared.trained
+        self.optimizer = outer_optimizer(trained.values(), settings)
+        self._layouts = tuple(FlatLayout.of((name, trained[name]) for name in names) for names in fragments_of(trained, settings.fragments))
+        self._epoch = Epoch(0)
+        self._samples = 0
+        self._first_sample = 0
+        self._carried_samples = 0
+        self._dropped_batches = 0
+        self._sent: _Sent | None = None
+
+    @property
+    def samples(self) -> int:
+        """Samples computed for the next contribution, those of one that was not taken included."""
+        return self._carried_samples + self._samples
+
+    @property
+    def next_sample(self) -> int:
+        """Index of the sample that comes next in this epoch: those taken in and those left out before it."""
+        return self._first_sample + self._samples
+
+    @property
+    def dropped_batches(self) -> int:
+        """Micro-batches left out since the beginning because they were not finite."""
+        return self._dropped_batches
+
+    @property
+    def batch_limit(self) -> int | None:
+        """Samples missing in the inner batch."""
+        return self._batch.missing
+
+    def layout(self, epoch: Epoch) -> FlatLayout:
+        """That of the fragment whose turn it is."""
+        return self._layouts[fragment_at(epoch, len(self._layouts))]
+
+    def add(self, samples: int, *, summed: bool = False) -> bool:
+        """See `SyncRule.add`. A full inner batch is stepped at once."""
+        if not self._batch.add(samples, summed=summed):
+            self.drop(samples)
+            return False
+        self._samples += samples
+        if self._batch.missing == 0:
+            self._batch.step(self._epoch)
+        return True
+
+    def drop(self, samples: int) -> None:
+        """Go back to the anchor: whoever computes again what a member did since then needs all of it, and this was not finite."""
+        self._dropped_batches += 1
+        self._start_anew()
+        self._first_sample += samples
+
+    def clear_gradients(self) -> None:
+        """Drop what `backward` left on the model."""
+        self._batch.clear_gradients()
+
+    def contribution(self, epoch: Epoch, state_hash: bytes) -> Contribution:
+        """How far the fragment's parameters have moved. An inner batch that has begun is stepped, its rate in proportion to its samples."""
+        self._batch.step(self._epoch)
+        layout = self.layout(epoch)
+        local_F = torch.empty(layout.size_elems)
+        layout.flatten_into(self.shared.local_trained, local_F)
+        moved_F = torch.empty(layout.size_elems)
+        layout.flatten_into(self.shared.trained, moved_F)
+        moved_F.sub_(local_F)
+        if not bool(torch.isfinite(moved_F).all()):
+            self.drop(0)
+            moved_F.zero_()
+            layout.flatten_into(self.shared.trained, local_F)
+        self._sent = _Sent(local_F, self.samples, self._batch.steps)
+        return Contribution(epoch, moved_F, float(self.samples), state_hash, self._first_sample)
+
+    def begin_next(self) -> None:
+        """See `SyncRule.begin_next`."""
+        self._samples = self._first_sample = self._carried_samples = 0
+        self._epoch = Epoch(self._epoch + 1)
+
+    @torch.no_grad()
+    def apply(self, average_D: torch.Tensor, epoch: Epoch, *, included: bool = True) -> bool:
+        """See `SyncRule.apply`. What a member contributed in vain stays in its model, and comes with its next contribution."""
+        self._epoch = Epoch(epoch + 1)
+        sent, self._sent = self._sent, None
+        if not math.isfinite(float(average_D.sum())) and not bool(torch.isfinite(average_D).all()):
+            self._start_anew()  # what made it so may be ours
+            return False
+        layout = self.layout(epoch)
+        anchors = {slot.name: self.shared.trained[slot.name] for slot in layout.slots}
+        before_F = torch.empty(layout.size_elems)
+        layout.flatten_into(anchors, before_F)
+        for name, part in layout.views(average_D).items():
+            anchors[name].grad = part.clone()  # torch's SGD writes to the gradient when it has weight decay or momentum
+        self.optimizer.step()
+        for anchor in anchors.values():
+            anchor.grad = None
+        kept_F = sent.local_F if sent and included else before_F
+        if sent and not included:
+            self._carried_samples += sent.samples
+        stood_still = sent is not None and included and self._batch.steps == sent.steps
+        self._follow(layout, kept_F, stood_still)
+        return True
+
+    def _follow(self, layout: FlatLayout, left_F: torch.Tensor, stood_still: bool) -> None:
+        """Bring the model to where the anchor is now.
+
+        Streaming DiLoCo mixes both, alpha x local + (1 - alpha) x anchor, and thereby forgets a part of the steps that were made since the
+        contribution. Here the model keeps those: it is moved by (1 - alpha) x (anchor - what it had contributed from).
+
+        Args:
+            layout: of the fragment.
+            left_F: where the model was when its contribution was made, or the old anchor if that did not count.
+            stood_still: it is there still: without mixing it becomes the anchor, to the last bit.
+        """
+        alpha = self._settings.mixing
+        lefts = layout.views(left_F)
+        for slot in layout.slots:
+            local, anchor = self.shared.local[slot.name], self.shared.trained[slot.name]
+            if stood_still and not alpha:
+                local.copy_(anchor)
+            else:
+                local.add_((anchor - lefts[slot.name]).to(local.device, local.dtype), alpha=1 - alpha)
+
+    def reset(self, epoch: Epoch) -> None:
+        """See `SyncRule.reset`: the model starts from the anchor; the inner optimizer keeps its state, which still fits roughly."""
+        self._epoch = epoch
+        self._sent = None
+        self._start_anew()
+        self._first_sample = 0
+
+    def _start_anew(self) -> None:
+        """Back to the anchor; samples that were computed are not drawn again."""
+        self._first_sample += self._samples
+        self._samples = self._carried_samples = 0
+        self._batch.forget()
+        self.shared.write_back()
