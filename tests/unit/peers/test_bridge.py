@@ -376,3 +376,20 @@ def test_a_peer_on_its_own_is_never_asked_for_a_replay() -> None:
     peer = LocalPeer(ME, 8)
     peer.publish_replay(request(), torch.ones(3))
     assert peer.replay_wanted() is None
+
+
+def test_a_round_beside_computing_is_asked_for_once() -> None:
+    def running(peer: PeerHandle) -> list[bool]:
+        peer.close_epoch(Epoch(0))
+        seen = [peer.epoch_closing()]
+        peer.start_averaging(contribution())
+        peer.close_epoch(Epoch(0))
+        return [*seen, peer.epoch_closing()]
+
+    def failed(peer: PeerHandle) -> bool:
+        assert peer.start_averaging(contribution()).result().status is RoundStatus.ABORTED
+        peer.close_epoch(Epoch(0))
+        return peer.epoch_closing()
+
+    assert run(Service(), running) == [True, False]
+    assert run(Service(outcome=RoundError("no quorum")), failed), "it is over: the next call counts"

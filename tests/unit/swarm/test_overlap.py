@@ -1,0 +1,125 @@
+"""Rounds that run beside computing: nothing waits, nothing is counted twice, nothing is lost."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+import pytest
+import torch
+
+from peers.training_peer import PeerStopped, RoundOutcome, RoundStatus
+from protocols.ids import Epoch
+from swarm.optim import CollaborativeOptimizer, GradientSettings, OuterSettings, StepStatus
+from tests.helpers.scripted_peer import Answer, Loop, ScriptedPeer, aborted, applied, behind
+
+RULES = (GradientSettings(overlap=True), OuterSettings(inner_batch_samples=4, overlap=True))
+every_rule = pytest.mark.parametrize("rule", RULES)
+
+
+def overlapping(rule: GradientSettings, *answers: Answer) -> tuple[Loop, ScriptedPeer]:
+    peer = ScriptedPeer(deque(answers))
+    peer.slow = True
+    loop = Loop(peer)
+    loop.opt = CollaborativeOptimizer(loop.model, loop.inner, peer=peer, target_batch_samples=8, rule=rule, clock=lambda: 0.0)
+    return loop, peer
+
+
+@every_rule
+def test_computing_goes_on_while_the_round_runs_and_its_result_is_applied_late(rule: GradientSettings) -> None:
+    loop, peer = overlapping(rule, applied())
+    loop.batch(0)
+    peer.closing = True
+    assert loop.batch(1) is StepStatus.ACCUMULATED
+    assert (peer.contributions[0].weight, peer.contributions[0].epoch) == (8.0, 0)
+    assert (loop.opt.epoch, loop.opt.sampling_epoch, loop.opt.next_sample) == (0, 1, 0)
+    for number in (2, 3):
+        assert loop.batch(number) is StepStatus.ACCUMULATED
+        assert peer.reports[-1][0] == 8, "to the swarm it is in the old epoch still, with what it brought"
+    assert loop.opt.next_sample == 8
+    hash_before = loop.opt.state_hash
+    peer.end_round()
+    assert loop.batch(4) is StepStatus.APPLIED
+    assert (loop.opt.epoch, loop.opt.sampling_epoch, loop.opt.samples, loop.opt.next_sample) == (1, 1, 12, 12)
+    assert loop.opt.state_hash != hash_before
+    assert peer.announced[-1][0] == 1
+    assert peer.reports[-1][0] == 12
+    assert len(peer.contributions) == 1
+
+
+@every_rule
+def test_a_round_that_fails_is_tried_again_with_the_same_contribution(rule: GradientSettings) -> None:
+    loop, peer = overlapping(rule, aborted, applied())
+    peer.closing = True
+    loop.batch(0)
+    loop.batch(1)
+    peer.end_round()
+    assert loop.batch(2) is StepStatus.ABORTED
+    assert peer.reports[-1] == (4, "training")
+    peer.closing = True
+    assert loop.batch(3) is StepStatus.ACCUMULATED
+    assert peer.contributions[1] is peer.contributions[0]
+    peer.end_round()
+    assert loop.batch(4) is StepStatus.APPLIED
+    assert (loop.opt.epoch, loop.opt.samples) == (1, 16)
+
+
+@every_rule
+def test_who_falls_behind_while_its_round_runs_hears_of_it_at_the_rounds_end(rule: GradientSettings) -> None:
+    ahead, _ = overlapping(rule)
+    loop, peer = overlapping(rule, behind)
+    peer.state = ahead.opt.snapshot()
+    peer.closing = True
+    loop.batch(0)
+    peer.shown = replace(peer.shown, behind=True)
+    assert loop.batch(1) is StepStatus.ACCUMULATED, "there are never two things at once under way for one trainer"
+    peer.end_round()
+    loop.batch(2)
+    assert (loop.opt.sampling_epoch, loop.opt.samples) == (0, 0)
+    assert torch.equal(loop.params(), ahead.params())
+
+
+@every_rule
+def test_a_helper_waits_for_the_rounds_end(rule: GradientSettings) -> None:
+    loop, peer = overlapping(rule, applied(weight=24.0))
+    peer.slow = False
+    peer.closing = True
+    outcome = loop.opt.follow()
+    assert (outcome.status, outcome.epoch, outcome.weight) == (StepStatus.APPLIED, 1, 24.0)
+    assert peer.contributions[0].weight == 0
+
+
+@every_rule
+def test_a_peer_that_stops_ends_a_round_that_runs(rule: GradientSettings) -> None:
+    loop, peer = overlapping(rule)
+    peer.closing = True
+    loop.batch(0)
+    assert peer.running is not None
+    peer.running.set_exception(PeerStopped("the peer is stopping"))
+    with pytest.raises(PeerStopped):
+        loop.batch(1)
+
+
+def test_a_round_that_went_on_without_us_keeps_what_we_did() -> None:
+    def without_us(mine: object) -> RoundOutcome:
+        return RoundOutcome(RoundStatus.APPLIED, Epoch(0), torch.zeros(loop.opt.size_elems), 8.0, (), included_us=False)
+
+    loop, peer = overlapping(RULES[1], without_us)
+    peer.closing = True
+    loop.batch(0)
+    moved = loop.params()
+    peer.end_round()
+    loop.batch(1)
+    assert loop.opt.samples == 8
+    assert not torch.equal(loop.params(), moved)
+
+
+def test_what_the_swarm_holds_can_be_measured_while_the_model_is_elsewhere() -> None:
+    loop, _ = overlapping(RULES[1])
+    before = loop.params()
+    loop.batch(0)
+    after = loop.params()
+    with loop.opt.shared_parameters():
+        assert torch.equal(loop.params(), before)
+    assert torch.equal(loop.params(), after)
+    assert not torch.equal(before, after)
