@@ -19,7 +19,7 @@ from peers.bandwidth import Bandwidth
 from peers.bridge import PeerHandle
 from peers.expulsion import Expelled, RefusalWatch, ban_sentence
 from peers.identity import Identity
-from peers.interfaces import Clock, Handlers, RecordStore, Transport
+from peers.interfaces import Clock, Handlers, RecordStore, Traffic, Transport
 from peers.node_settings import NodeSettings
 from peers.notary import MemberNotary
 from peers.roster import Roster
@@ -115,6 +115,11 @@ class Node:
         """Called after every round that ended well; for whoever measures."""
         self.on_ban: Callable[[Ban], None] = lambda ban: None
         """Called once for each new ban; for whoever keeps the ledger and the doors."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """Running totals of what went over our transport."""
+        return self._transport.traffic
 
     # Lifetime
 

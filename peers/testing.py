@@ -1,14 +1,18 @@
-"""Members without papers, for simulations and tests: keys that are the same in every run, and a directory in which everybody is known."""
+"""Members without papers, for simulations and tests: keys that are the same in every run, and a directory in which everybody is known.
+
+For whole nodes, a transport whose addresses look real.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from peers.interfaces import Endpoint
+from peers.interfaces import Endpoint, Handlers, Stream, Traffic, Transport
 from protocols.errors import RemoteProtocolError
 from protocols.ids import PUBLIC_KEY_BYTES, Epoch, PeerId
 from protocols.signing import SIGNATURE_BYTES, verify_signature
@@ -84,3 +88,46 @@ class FixedDirectory:
     def suspect(self, peer: PeerId) -> None:
         """See `Directory.suspect`."""
         self.suspects.add(peer)
+
+
+_PORT = ":4001"
+
+
+class PortedTransport:
+    """A simulated transport whose addresses look like those that whole nodes announce: "host:port". Implements `Transport`.
+
+    Args:
+        inner: knows no ports.
+    """
+
+    def __init__(self, inner: Transport) -> None:
+        self._inner = inner
+
+    @property
+    def traffic(self) -> Traffic:
+        """See `Transport.traffic`."""
+        return self._inner.traffic
+
+    @asynccontextmanager
+    async def serve(self, handlers: Handlers) -> AsyncIterator[str]:
+        """See `Transport.serve`."""
+        async with self._inner.serve(handlers) as address:
+            yield address + _PORT
+
+    async def call(self, to: Endpoint, method: str, request: bytes, *, timeout_s: float) -> bytes:
+        """See `Transport.call`."""
+        return await self._inner.call(_without_port(to), method, request, timeout_s=timeout_s)
+
+    @asynccontextmanager
+    async def stream(self, to: Endpoint, method: str, *, timeout_s: float) -> AsyncIterator[Stream]:
+        """See `Transport.stream`."""
+        async with self._inner.stream(_without_port(to), method, timeout_s=timeout_s) as stream:
+            yield stream
+
+    async def close(self) -> None:
+        """See `Transport.close`."""
+        await self._inner.close()
+
+
+def _without_port(to: Endpoint) -> Endpoint:
+    return replace(to, address=to.address.removesuffix(_PORT))

@@ -26,12 +26,10 @@ from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolErro
 from protocols.ids import Epoch
 from swarm.optim.gradient_rule import GradientRule
 from swarm.optim.held import HeldState, snapshot_of
-from swarm.optim.master import MasterParams
 from swarm.optim.meter import Meter
 from swarm.optim.outcome import StepOutcome, StepStatus
-from swarm.optim.outer_rule import OuterRule
 from swarm.optim.replaying import ReplayBatch, Replays
-from swarm.optim.rule import SyncRule
+from swarm.optim.rules import make_rule
 from swarm.optim.settings import GradientSettings, OuterSettings
 from swarm.optim.state import StateMismatch
 
@@ -70,7 +68,7 @@ class CollaborativeOptimizer:
     ) -> None:
         if target_batch_samples < 1:
             raise ConfigError(f"target_batch_samples must be at least 1, not {target_batch_samples}")
-        self._rule = _rule(model, optimizer, rule or GradientSettings())
+        self._rule = make_rule(model, optimizer, rule or GradientSettings())
         self._peer = peer
         self._overlap = rule is not None and rule.overlap
         self._on_its_way: Contribution | None = None
@@ -104,6 +102,11 @@ class CollaborativeOptimizer:
     def overlap(self) -> bool:
         """Whether computing goes on while a round runs."""
         return self._overlap
+
+    @property
+    def averaging(self) -> bool:
+        """Whether a round runs beside computing now."""
+        return self._round is not None
 
     @property
     def sampling_epoch(self) -> Epoch:
@@ -261,6 +264,15 @@ class CollaborativeOptimizer:
             self._announce()
         return lost_samples
 
+    def take_over(self, snapshot: StateSnapshot) -> int:
+        """As `load_snapshot`, with a state that the swarm holds now: we announce that we do too.
+
+        Raises:
+            StateMismatch: it does not belong to this model and optimizer.
+        """
+        self._started = True
+        return self.load_snapshot(snapshot)
+
     def state_dict(self) -> dict[str, object]:
         """The state as a dictionary of plain values and tensors (copies), for `torch.save`."""
         return self._held.as_dict()
@@ -359,9 +371,7 @@ class CollaborativeOptimizer:
             self._peer.publish_snapshot(self.snapshot())  # same epoch, other bytes: only the pieces that differ need to be fetched
         old_epoch = self.epoch
         try:
-            snapshot = self._peer.fetch_state()
-            self._started = True
-            lost_samples = self.load_snapshot(snapshot)
+            lost_samples = self.take_over(self._peer.fetch_state())
         except RoundError as error:
             log.warning("could not fetch the swarm's state: epoch=%d reason=%s", self.epoch, error)
             return self._outcome(StepStatus.BEHIND, reason=str(error))
@@ -390,9 +400,3 @@ class CollaborativeOptimizer:
     def _outcome(self, status: StepStatus, outcome: RoundOutcome | None = None, reason: str = "") -> StepOutcome:
         weight, contributors = (outcome.weight, outcome.contributors) if outcome else (0.0, ())
         return StepOutcome(status, self.epoch, self._rule.samples, weight, contributors, reason=reason)
-
-
-def _rule(model: torch.nn.Module, optimizer: torch.optim.Optimizer, settings: GradientSettings) -> SyncRule:
-    if isinstance(settings, OuterSettings):
-        return OuterRule(model, optimizer, settings)
-    return GradientRule(MasterParams(model, optimizer), optimizer, settings)

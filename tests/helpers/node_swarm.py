@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -16,11 +16,11 @@ from peers.bridge import Contribution, PeerHandle, RoundOutcome, RoundStatus
 from peers.clock import SimulatedClock
 from peers.conduct import HONEST, Conduct
 from peers.expulsion import Expelled
-from peers.interfaces import Endpoint, Handlers, Stream, Traffic
 from peers.node import Node
 from peers.node_settings import NodeSettings
 from peers.state_snapshot import StateSnapshot
 from peers.store.memory import MemoryStore, MemorySwarm
+from peers.testing import PortedTransport
 from peers.transport.simulated import LinkSpec, SimulatedNetwork, SimulatedTransport
 from protocols.certificate_chain import CertificateChain
 from protocols.codecs import codec_named
@@ -32,7 +32,6 @@ from protocols.signing import Sealer
 from protocols.trust.ledger import Ledger
 from tests.helpers.run_world import NOW, RunWorld, identity
 
-_PORT = ":4001"
 _ELEMS = 100
 TICK_S = 0.1
 
@@ -58,37 +57,6 @@ def _judged(key: str, subkey: str, value: bytes, expires_at: SwarmTime, second: 
 def _validator(key: str, subkey: str, value: bytes, expires_at: SwarmTime, now: SwarmTime) -> str | None:
     """All stores of a test live in one process: each signature is verified once instead of once by everybody in every second."""
     return _judged(key, subkey, value, expires_at, int(now))
-
-
-class PortedTransport:
-    """A simulated transport with addresses as they are announced: "host:port"."""
-
-    def __init__(self, inner: SimulatedTransport) -> None:
-        self._inner = inner
-
-    @property
-    def traffic(self) -> Traffic:
-        return self._inner.traffic
-
-    @asynccontextmanager
-    async def serve(self, handlers: Handlers) -> AsyncIterator[str]:
-        async with self._inner.serve(handlers) as address:
-            yield address + _PORT
-
-    async def call(self, to: Endpoint, method: str, request: bytes, *, timeout_s: float) -> bytes:
-        return await self._inner.call(_without_port(to), method, request, timeout_s=timeout_s)
-
-    @asynccontextmanager
-    async def stream(self, to: Endpoint, method: str, *, timeout_s: float) -> AsyncIterator[Stream]:
-        async with self._inner.stream(_without_port(to), method, timeout_s=timeout_s) as stream:
-            yield stream
-
-    async def close(self) -> None:
-        await self._inner.close()
-
-
-def _without_port(to: Endpoint) -> Endpoint:
-    return replace(to, address=to.address.removesuffix(_PORT))
 
 
 def state(epoch: int, value: float = 0.0, accepted_samples: int = 0) -> StateSnapshot:

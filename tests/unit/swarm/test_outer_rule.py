@@ -17,10 +17,11 @@ from swarm.optim.gradient_rule import GradientRule
 from swarm.optim.master import MasterParams
 from swarm.optim.outer_optimizers import OuterName
 from swarm.optim.outer_rule import OuterRule
+from swarm.optim.rule import SyncRule
 from swarm.optim.settings import OuterSettings
 
 HASH = b"h" * 32
-PLAIN = {"optimizer": "fedavgm", "outer_learning_rate": 1.0, "momentum": 0.0}
+PLAIN: dict[str, Any] = {"optimizer": "fedavgm", "outer_learning_rate": 1.0, "momentum": 0.0}
 """An outer step that takes over the average as it is (FedAvg)."""
 
 
@@ -79,7 +80,8 @@ def test_with_one_plain_step_it_is_the_gradient_rule_to_the_last_bit() -> None:
     torch.manual_seed(7)
     shares = [2, 4, 2]
     by_gradient, by_outer = [model() for _ in shares], [model() for _ in shares]
-    gradient_rules, outer_rules = [], []
+    gradient_rules: list[SyncRule] = []
+    outer_rules: list[SyncRule] = []
     for one, other in zip(by_gradient, by_outer, strict=True):
         optimizer = torch.optim.SGD(one.parameters(), lr=0.25)
         gradient_rules.append(GradientRule(MasterParams(one, optimizer), optimizer))
@@ -88,7 +90,7 @@ def test_with_one_plain_step_it_is_the_gradient_rule_to_the_last_bit() -> None:
         inputs, targets = torch.randint(-3, 4, (8, 4)).float(), torch.randint(-3, 4, (8, 1)).float()
         for rules, models in ((gradient_rules, by_gradient), (outer_rules, by_outer)):
             parts = []
-            for rule, one, x, y in zip(rules, models, inputs.split(shares), targets.split(shares), strict=True):
+            for rule, one, x, y in zip(rules, models, torch.split(inputs, shares), torch.split(targets, shares), strict=True):
                 torch.nn.functional.mse_loss(one(x), y).backward()  # type: ignore[no-untyped-call]
                 assert rule.add(len(x))
                 parts.append(rule.contribution(Epoch(epoch), HASH))
