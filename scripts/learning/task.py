@@ -17,8 +17,8 @@ SEQUENCE_LENGTH = 32
 HOLDOUT_PERCENT = 5
 MODEL: dict[str, object] = {"config": {"model_type": "bloom", "vocab_size": BYTE_VOCABULARY, "hidden_size": 64, "n_layer": 2, "n_head": 4}}
 LEARNING_RATE = 4e-3
-STEP_S = 0.5
-"""Virtual seconds of an inner step: members are volunteers' machines with a model that fills them."""
+STEP_S = 2.0
+"""Virtual seconds of an inner step: volunteers' machines, with a model that fills them. An epoch is half a minute then."""
 
 OUTER = OuterSettings(inner_batch_samples=4, grad_clip_norm=1.0, overlap=True)
 
