@@ -182,12 +182,14 @@ class AveragingSection(_Section):
         codec: how a block travels, see `protocols.codecs`.
         max_group: most members that average together in one round; a larger swarm averages in several rounds along a grid.
         overlap: members go on computing while a round runs, and apply its result when it is there.
+        error_feedback: how much of what the codec leaves out of a contribution comes with the next one; 0: it is lost.
     """
 
     block_elems: Annotated[int, Field(ge=16, le=2**26)] = 2**20
     codec: Literal["fp32", "fp16", "bf16", "int8", "int4", "e3m0", "adaptive-int8"] = "fp32"
     max_group: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = 16
     overlap: bool = False
+    error_feedback: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class AdmissionSection(_Section):

@@ -160,18 +160,21 @@ def _make_trainer(connection: Connection, measured: Measured, *, measure_first: 
 
 def rule_settings(spec: RunSpec) -> GradientSettings:
     """How a spec has members update the model."""
-    from swarm.optim.settings import GradientSettings, OuterSettings
+    from swarm.optim.settings import FeedbackSettings, GradientSettings, OuterSettings
 
     def rate(epoch: int) -> float:
         return learning_rate(spec, Epoch(epoch))
 
-    clip_norm, overlap, outer = spec.optimizer.grad_clip_norm, spec.averaging.overlap, spec.outer
+    clip_norm, averaging, outer = spec.optimizer.grad_clip_norm, spec.averaging, spec.outer
+    overlap, decay = averaging.overlap, averaging.error_feedback
+    feedback = FeedbackSettings(averaging.codec, averaging.block_elems, decay) if decay else None
     if spec.optimizer.rule == "gradient":
-        return GradientSettings(learning_rate=rate, grad_clip_norm=clip_norm, overlap=overlap)
+        return GradientSettings(learning_rate=rate, grad_clip_norm=clip_norm, overlap=overlap, feedback=feedback)
     return OuterSettings(
         learning_rate=rate,
         grad_clip_norm=clip_norm,
         overlap=overlap,
+        feedback=feedback,
         inner_batch_samples=outer.inner_batch_samples,
         optimizer=outer.optimizer,
         outer_learning_rate=outer.learning_rate,

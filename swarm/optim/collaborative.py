@@ -71,6 +71,7 @@ class CollaborativeOptimizer:
         self._rule = make_rule(model, optimizer, rule or GradientSettings())
         self._peer = peer
         self._overlap = rule is not None and rule.overlap
+        self._feedback = rule.feedback.make() if rule is not None and rule.feedback else None
         self._on_its_way: Contribution | None = None
         self._round: Future[RoundOutcome] | None = None
         self._target_samples = target_batch_samples
@@ -85,12 +86,12 @@ class CollaborativeOptimizer:
 
         Without it every replay is answered "impossible". It costs a copy of the trained parameters; `swarm.optim.replaying` says how much.
 
-        Only the gradient rule without overlap can be replayed so far; otherwise nothing changes.
+        Only the gradient rule can be replayed so far, without overlap and error feedback; otherwise nothing changes.
 
         Args:
             compute: called in the thread that trains, while the model holds the parameters in question; see `ReplayBatch`.
         """
-        if isinstance(self._rule, GradientRule) and not self._overlap:
+        if isinstance(self._rule, GradientRule) and not self._overlap and self._feedback is None:
             self._replays = Replays(self._rule.shared, self._rule.layout(self.epoch), compute, self._clock)
 
     @property
@@ -255,6 +256,8 @@ class CollaborativeOptimizer:
         self._held.restore(snapshot)
         lost_samples = self._rule.samples + (round(self._on_its_way.weight) if self._on_its_way else 0)
         self._on_its_way = None
+        if self._feedback is not None:
+            self._feedback.forget_sent()
         self._rule.reset(self.epoch)
         self._rule.clear_gradients()
         self._meter.new_epoch()
@@ -318,7 +321,7 @@ class CollaborativeOptimizer:
     def _close_epoch(self, *, waits: bool) -> StepOutcome | None:
         """Average with the others, and apply the result; who does not wait for it applies it in a later call."""
         self._report("averaging")
-        contribution = self._on_its_way or self._rule.contribution(self.epoch, self.state_hash)
+        contribution = self._on_its_way or self._contribution()
         if waits:
             outcome = self._peer.average(contribution)
             self._meter.resume()
@@ -329,6 +332,12 @@ class CollaborativeOptimizer:
             self._meter.new_epoch()
         self._round = self._peer.start_averaging(contribution)
         return None
+
+    def _contribution(self) -> Contribution:
+        contribution = self._rule.contribution(self.epoch, self.state_hash)
+        if self._feedback is None or not contribution.weight:
+            return contribution
+        return replace(contribution, vector=self._feedback.compress(self._rule.turn(self.epoch), contribution.vector))
 
     def _take(self, outcome: RoundOutcome) -> StepOutcome:
         """Do what a round's end calls for."""
@@ -353,6 +362,8 @@ class CollaborativeOptimizer:
         if self._on_its_way is None:
             self._rule.begin_next()
             self._meter.new_epoch()
+        if self._feedback is not None:
+            self._feedback.settle(self._rule.turn(self.epoch), vector, included=outcome.included_us)
         stepped = self._rule.apply(vector, self.epoch, included=outcome.included_us)
         self._on_its_way = None
         self._held.advance(round(outcome.weight))

@@ -69,6 +69,10 @@ class GradientRule:
         """None: micro-batches may be of any size."""
         return None
 
+    def turn(self, _epoch: Epoch) -> int:
+        """0: always the whole gradient."""
+        return 0
+
     def layout(self, _epoch: Epoch) -> FlatLayout:
         """The same in every epoch."""
         return self._layout

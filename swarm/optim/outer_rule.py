@@ -88,9 +88,13 @@ class OuterRule:
         """Samples missing in the inner batch."""
         return self._batch.missing
 
+    def turn(self, epoch: Epoch) -> int:
+        """Number of the fragment."""
+        return fragment_at(epoch, len(self._layouts))
+
     def layout(self, epoch: Epoch) -> FlatLayout:
         """That of the fragment whose turn it is."""
-        return self._layouts[fragment_at(epoch, len(self._layouts))]
+        return self._layouts[self.turn(epoch)]
 
     def add(self, samples: int, *, summed: bool = False) -> bool:
         """See `SyncRule.add`. A full inner batch is stepped at once."""

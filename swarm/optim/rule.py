@@ -72,6 +72,9 @@ class SyncRule(Protocol):
     def batch_limit(self) -> int | None:
         """Most samples that the next micro-batch should have; None for any number."""
 
+    def turn(self, epoch: Epoch) -> int:
+        """Number of what is averaged to close an epoch, where several things take turns."""
+
     def layout(self, epoch: Epoch) -> FlatLayout:
         """Order and shapes of what is averaged to close an epoch."""
 

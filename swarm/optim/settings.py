@@ -5,9 +5,41 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from protocols.codecs import codec_named
 from protocols.errors import ConfigError
+from swarm.optim.feedback import ErrorFeedback
 from swarm.optim.outer_optimizers import OUTER_NAMES, OuterName
 from swarm.optim.rule import LearningRate
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackSettings:
+    """Error feedback (`swarm.optim.feedback`).
+
+    Args:
+        codec: name of how blocks travel, as in the run.
+        block_elems: elements of a block, as in the run.
+        decay: beta, above 0 and at most 1.
+
+    Raises:
+        ConfigError: a decay that makes no sense.
+    """
+
+    codec: str
+    block_elems: int
+    decay: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay <= 1:
+            raise ConfigError(f"the decay of error feedback is above 0 and at most 1, not {self.decay}")
+
+    def make(self) -> ErrorFeedback:
+        """With nothing kept yet.
+
+        Raises:
+            ValueError: an unknown codec.
+        """
+        return ErrorFeedback(codec_named(self.codec), self.block_elems, self.decay)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +51,7 @@ class GradientSettings:
         grad_clip_norm: largest 2-norm of the gradient of one step; None for no limit.
         overlap: go on computing while a round runs, and apply its result when it is there. With the gradient rule some of an epoch's
             gradients are then of the parameters of one epoch before.
+        feedback: keeps what few bytes leave out; None where nothing is kept.
 
     Raises:
         ConfigError: a limit that is not positive.
@@ -27,6 +60,7 @@ class GradientSettings:
     learning_rate: LearningRate | None = None
     grad_clip_norm: float | None = None
     overlap: bool = False
+    feedback: FeedbackSettings | None = None
 
     def __post_init__(self) -> None:
         if self.grad_clip_norm is not None and not 0 < self.grad_clip_norm < math.inf:

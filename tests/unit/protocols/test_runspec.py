@@ -122,7 +122,7 @@ def test_canonical_bytes_do_not_depend_on_how_it_was_written() -> None:
 def test_canonical_bytes_are_pinned() -> None:
     """Changing these bytes changes every run's fingerprint: that is a new protocol version."""
     assert spec().canonical_bytes() == (
-        b'{"admission":{"mode":"open"},"averaging":{"block_elems":1048576,"codec":"fp32","max_group":16,"overlap":false},'
+        b'{"admission":{"mode":"open"},"averaging":{"block_elems":1048576,"codec":"fp32","error_feedback":0.0,"max_group":16,"overlap":false},'
         b'"data":{"files":[],"fingerprint":null,"holdout_percent":5,"sequence_length":128,"source":"stdlib"},'
         b'"model":{"config":null,"preset":"tiny"},"optimizer":{"betas":[0.9,0.95],"eps":1e-08,"grad_clip_norm":1.0,"learning_rate":0.001,'
         b'"momentum":0.0,"name":"adamw","rule":"gradient","target_batch_samples":256,"weight_decay":0.01},'
