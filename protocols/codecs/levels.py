@@ -32,7 +32,8 @@ Numbers = NDArray[np.float64]
 
 def rounded(magnitudes_P: NDArray[np.float32]) -> Levels:
     """Bits of the nearest number of this form, of the larger one from the middle; never an infinity. Needs what is normal and finite."""
-    return np.minimum((magnitudes_P.view(np.uint32) + _HALF) >> DROPPED_BITS, LARGEST_LEVEL).astype(np.uint16)
+    bits_P: Levels = np.minimum((magnitudes_P.view(np.uint32) + _HALF) >> DROPPED_BITS, LARGEST_LEVEL).astype(np.uint16)
+    return bits_P
 
 
 def values(bits: Levels) -> NDArray[np.float32]:
@@ -59,8 +60,8 @@ def choose(bits_P: Levels, chunks_P: Ids, chunks: int, depth: int) -> tuple[Leve
     if depth > 1:  # one mean parts two numbers by itself, three do not part any eight
         parts_P = _few_as_they_are(bits_P, chunks_P, chunks, parts_P, count)
     ids_P = chunks_P * count + parts_P
-    means = _means(found_P, ids_P, chunks * count).astype(np.float32)
-    return _ranked(np.where(means > 0, rounded(means), np.uint16(0)).reshape(chunks, count), ids_P)
+    levels = rounded(_means(found_P, ids_P, chunks * count).astype(np.float32))  # an empty part's is 0
+    return _ranked(levels.reshape(chunks, count), ids_P)
 
 
 def _means(found_P: Numbers, ids_P: Ids, count: int) -> Numbers:

@@ -1,8 +1,8 @@
 """A chunk of a sparse block as a record of fixed length: which elements are kept, and what each has become.
 
 Positions are written as Elias and Fano have it (P. Elias, J. ACM 21, 1974): the lower l bits of each as they are, the upper ones as a row
-of bits in which the i-th position, h its upper bits, sets bit h + i. With k of C elements that takes l k bits and k + (C-1)/2^l more: 8 bits
-a position for 64 of 4096, where plain ones take 12 and no code takes less than log2(binomial(4096, 64))/64 = 7.36 on average.
+of bits in which the i-th position, h its upper bits, sets bit h + i. With k of C elements that takes l k bits and k + (C-1)/2^l more: 8
+bits a position for 64 of 4096, where plain ones take 12 and no code takes less than log2(binomial(4096, 64))/64 = 7.36 on average.
 
 Layout: levels (u16 each), upper bits, lower bits, codes; each field begins with a byte, lowest bit first, and unused bits are 0.
 
