@@ -1,7 +1,7 @@
 """Quantisation with one step and entropy coding (Mitchell, Balle, Charles, Konecny, arXiv 2201.02664).
 
 An element becomes round(x/step). Its bits depend on what there is: the paper writes runs of zeros and magnitudes in Elias' gamma code; here
-`encode` comes within 2 % of the entropy of the empirical histogram, a sixth to a third less. Lengths vary, so this is no `Codec`.
+`encode` comes within 2 % of the entropy of the empirical histogram, an eighth to a third less. Lengths vary, so this is no `Codec`.
 
 Format of `encode`, little-endian: u32 numbers that are not 0, u16 A. Nothing else if A is 1. Then u16 frequencies of the magnitudes 0 to
 A-1, each less 1; u32 words; the words, u32 each; then bits, the highest first, filled up to a byte: of each lane 5 for the length of its

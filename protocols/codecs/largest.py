@@ -1,9 +1,9 @@
 """Which elements of a chunk are its largest: found without sorting the chunk.
 
 A chunk is folded: of elements that lie some distance apart only the largest counts. The k-th largest of these maxima is a threshold that at
-least k elements reach, and few more do. Only those are sorted.
+least k elements reach, and few more do. Only those are looked at again.
 
-Legend: N chunks of C elements, W maxima of a folded chunk, P places that are kept.
+Legend: N chunks of C elements, W maxima or candidates of a chunk, P places that are kept.
 """
 
 from __future__ import annotations
@@ -19,10 +19,6 @@ SMALLEST_KEPT = 2.0**-126
 """Smaller magnitudes, the subnormal ones, are never kept."""
 
 _FOLDS = 16
-_PLACE_BITS = np.uint64(12)
-_CHUNK_SHIFT = np.uint64(12 + 31)
-_LARGEST_BITS = np.uint64(2**31 - 1)
-
 Places = NDArray[np.int64]
 
 
@@ -46,19 +42,21 @@ def largest_places(source_NC: torch.Tensor, most: int) -> Places:
     thresholds_N = np.maximum(np.partition(maxima_NW.numpy(), rank, axis=1)[:, rank], np.float32(SMALLEST_KEPT))
     magnitudes = magnitudes_NC.numpy()
     places_P = np.flatnonzero(magnitudes >= thresholds_N[:, None])
-    if int(np.bincount(places_P // elems, minlength=chunks).max(initial=0)) <= most:
+    chunks_P = places_P // elems
+    counts_N = np.bincount(chunks_P, minlength=chunks)
+    if int(counts_N.max(initial=0)) <= most:
         return places_P
-    return _first(places_P, magnitudes, most)
+    slots_P = np.arange(places_P.size) - (np.cumsum(counts_N) - counts_N)[chunks_P]
+    found_NW = np.zeros((chunks, int(counts_N.max())), dtype=np.float32)
+    found_NW[chunks_P, slots_P] = magnitudes.reshape(-1)[places_P]
+    return places_P[_first(found_NW, most)[chunks_P, slots_P]]
 
 
-def _first(places_P: Places, magnitudes_NC: NDArray[np.float32], most: int) -> Places:
-    """Of these places, those of the `most` largest magnitudes of each chunk."""
-    elems = magnitudes_NC.shape[1]
-    chunks_P, rest_P = np.divmod(places_P.astype(np.uint64), np.uint64(elems))
-    descending_P = _LARGEST_BITS - magnitudes_NC.reshape(-1)[places_P].view(np.uint32)
-    keys_P = np.sort(chunks_P << _CHUNK_SHIFT | descending_P << _PLACE_BITS | rest_P)
-    chunks_P = keys_P >> _CHUNK_SHIFT
-    ranks_P = np.arange(keys_P.size) - np.searchsorted(chunks_P, chunks_P)
-    kept_P = keys_P[ranks_P < most]
-    found: Places = np.sort((kept_P >> _CHUNK_SHIFT) * np.uint64(elems) + (kept_P & np.uint64(2**12 - 1))).astype(np.int64)
-    return found
+def _first(found_NW: NDArray[np.float32], most: int) -> NDArray[np.bool_]:
+    """Which of each row's numbers, zeros aside, are the `most` largest ones; of the smallest of these the first ones."""
+    rank = found_NW.shape[1] - most
+    least_N = np.partition(found_NW, rank, axis=1)[:, rank, None]
+    above_NW, same_NW = found_NW > least_N, (found_NW == least_N) & (found_NW > 0)
+    left_N = most - above_NW.sum(1, keepdims=True)
+    kept_NW: NDArray[np.bool_] = above_NW | same_NW & (np.cumsum(same_NW, axis=1, dtype=np.int32) <= left_N)
+    return kept_NW

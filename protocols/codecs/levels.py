@@ -73,10 +73,14 @@ def _means(found_P: Numbers, ids_P: Ids, count: int) -> Numbers:
 
 def _few_as_they_are(bits_P: Levels, chunks_P: Ids, chunks: int, parts_P: Ids, count: int) -> Ids:
     """Parts of one number each where a chunk has few different ones."""
-    keys, inverse_P = np.unique((chunks_P << 16) + bits_P, return_inverse=True)
+    keys_P = (chunks_P << 16) + bits_P
+    keys = np.sort(keys_P)
+    keys = keys[np.diff(keys, prepend=-1) > 0]
     different_N = np.bincount(keys >> 16, minlength=chunks)
+    few_P = different_N[chunks_P] <= count
     first_N = np.cumsum(different_N) - different_N
-    return np.where(different_N[chunks_P] <= count, inverse_P - first_N[chunks_P], parts_P)
+    parts_P[few_P] = np.searchsorted(keys, keys_P[few_P]) - first_N[chunks_P[few_P]]
+    return parts_P
 
 
 def _ranked(levels_NL: Levels, ids_P: Ids) -> tuple[Levels, Ids]:
