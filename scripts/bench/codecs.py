@@ -4,7 +4,8 @@
 
 Standard normal blocks are encoded and decoded by one thread. Speed is GB of fp32 input, or output, for each second of CPU time of the
 process; medians over rounds in which all codecs take turns. Decoding includes all checks of what came from a network, and writes to where
-the block belongs. As in a peer, freed memory is kept (`peers.memory`).
+the block belongs. As in a peer, freed memory is kept (`peers.memory`). What sparse codecs leave out counts as an error; whoever trains with
+them adds it to the next block. Then comes a table of rates (`rates.py`): one step for all elements, and entropy coding.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from rich.table import Table
 
 from peers.memory import keep_freed_memory
 from protocols.codecs import CODEC_NAMES, Codec, codec_named
-from scripts.bench import data
+from scripts.bench import data, rates
 
 SEED = 20
 
@@ -242,11 +243,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures = measure([*ours, *others], blocks, options.rounds, console)
     rows = [figures[codec.name].row(codec.name, vector_D.nbytes) for codec in [*ours, *others]]
     console.print(table(rows))
+    rate_rows = rates.rates(SEED)
+    console.print(rates.table(rate_rows))
     if options.json:
         settings = {"mib": options.mib, "block_elems": options.block_elems, "rounds": options.rounds, "seed": SEED}
         versions = {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
         machine = {"cpus": os.cpu_count(), "simd": torch.backends.cpu.get_cpu_capability(), "system": platform.platform()}
-        halves = {"rows": rows[: len(ours)], "hivemind_rows": rows[len(ours) :]}
+        halves = {"rows": rows[: len(ours)], "hivemind_rows": rows[len(ours) :], "rate_rows": rate_rows}
         sys.stdout.write(json.dumps({**halves, **settings, "about": versions, "machine": machine}) + "\n")
     broken = [row["codec"] for row in rows if row["claimed_error"] is not None and row["worst_error"] > row["claimed_error"]]
     if broken:

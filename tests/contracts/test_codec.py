@@ -252,7 +252,7 @@ def test_finite_vectors_whose_sum_overflows_are_finite() -> None:
 
 
 def test_an_unknown_codec_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="unknown codec 'int3'; known: fp32, fp16, bf16, int8, int4, e3m0, adaptive-int8"):
+    with pytest.raises(ValueError, match="unknown codec 'int3'; known: fp32, fp16, bf16, int8, int4, e3m0, adaptive-int8, topk64, topk128"):
         codec_named("int3")
 
 

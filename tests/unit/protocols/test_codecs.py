@@ -62,6 +62,8 @@ def many_magnitudes(elems: int) -> torch.Tensor:
         ("int4", "257c b77c 8f 85 1a"),
         ("e3m0", "0079 007a 87 0e f5"),
         ("adaptive-int8", "0000803f 000000bf 9a99993e 00000080 0ad7233c 0000c0bf"),
+        ("topk64", "807f 0000 02 01 01"),
+        ("topk128", "807f 0000 0000 0000 0000 0000 0000 0000 02 01 01"),
     ],
 )
 def test_six_elements_byte_by_byte(name: str, encoding: str) -> None:
@@ -78,6 +80,8 @@ def test_six_elements_byte_by_byte(name: str, encoding: str) -> None:
         ("int4", "35e4320b909241932017bb433d55ccd4", "97e7dddf4028ca830bd87de867d57a5a"),
         ("e3m0", "d45b882a86513b645954affae0eb04d7", "9eaa50dfea13139dfac936b3182453bb"),
         ("adaptive-int8", "ef70eae66dbedfcebe2c13550bea6f24", "dcc9bcc8d8f6072929c918147205b1c8"),
+        ("topk64", "141892e7453ba512696164f95509b1f7", "1a3ea90ec54a7f910589667abf0ab62d"),
+        ("topk128", "54547fcb61e9a3b71fcb4eefab8f5e14", "a2eed89e364a6468e05e8a8448dd1ef0"),
     ],
 )
 def test_a_large_block_is_the_same_on_any_machine(name: str, encoding: str, decoding: str) -> None:
@@ -258,7 +262,17 @@ def test_the_other_codecs_bytes_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [("fp16", 5e-8), ("int8", 8e-4), ("int8", 5e-5), ("bf16", 3e-6), ("int4", 0.015), ("e3m0", 0.04), ("adaptive-int8", 5e-5)],
+    [
+        ("fp16", 5e-8),
+        ("int8", 8e-4),
+        ("int8", 5e-5),
+        ("bf16", 3e-6),
+        ("int4", 0.015),
+        ("e3m0", 0.04),
+        ("adaptive-int8", 5e-5),
+        ("topk64", 0.89),
+        ("topk128", 0.81),
+    ],
 )
 def test_mean_square_error_of_a_normal_tensor(name: str, limit: float) -> None:
     block_E = normal(128 * 128 * 64)

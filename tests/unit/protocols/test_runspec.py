@@ -60,7 +60,10 @@ def test_every_section_is_read() -> None:
         (BASE + "[schedule]\nwarmup_epochs = 9\ntotal_epochs = 9", "warmup_epochs (9) must be smaller than total_epochs (9)"),
         (
             BASE + '[averaging]\ncodec = "int3"',
-            "averaging.codec cannot be 'int3': it should be 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'e3m0' or 'adaptive-int8'.",
+            (
+                "averaging.codec cannot be 'int3': it should be 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'e3m0', 'adaptive-int8', 'topk64' "
+                "or 'topk128'."
+            ),
         ),
         (BASE + '[trust]\naggregator = "median"', "trust.aggregator cannot be 'median'"),
         (BASE + "[trust]\nauditors = 33", "trust.auditors cannot be 33: it should be less than or equal to 32."),
