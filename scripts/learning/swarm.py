@@ -191,7 +191,12 @@ class LearningSwarm:
         node = Node(settings, sealer, who, PortedTransport(SimulatedTransport(self._network, who.peer)), self._records, handle, self._clock)
         model = build_model(learning.model, learning.seed)
         optimizer = CollaborativeOptimizer(
-            model, learning.inner_optimizer(model), peer=handle, target_batch_samples=learning.target_samples, rule=learning.rule
+            model,
+            learning.inner_optimizer(model),
+            peer=handle,
+            target_batch_samples=learning.target_samples,
+            rule=learning.rule,
+            clock=asyncio.get_running_loop().time,
         )
         pace = Pace(learning.micro_batch_samples, learning.step_s, learning.seed)
         return Learner(who.peer, node, handle, model, optimizer, learning.dataset, pace, self._note)

@@ -41,6 +41,10 @@ class CheckpointStore:
         self._directory = directory
         self._keep = keep
 
+    def beside(self, name: str) -> CheckpointStore:
+        """Another store in a directory of that name in this one, for what is kept for ourselves; it keeps the newest only."""
+        return CheckpointStore(self._directory / name, 1)
+
     def save(self, snapshot: StateSnapshot) -> Path:
         """Write a checkpoint and remove the oldest ones beyond `keep`.
 

@@ -14,20 +14,18 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
 
 from peers.state_snapshot import StateSnapshot
-from peers.training_peer import Contribution, PeerStopped, RoundOutcome, RoundStatus, TrainingPeer
+from peers.training_peer import PeerStopped, RoundOutcome, RoundStatus, TrainingPeer
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError, RoundError
-from protocols.ids import Epoch
 from swarm.optim.gradient_rule import GradientRule
-from swarm.optim.held import HeldState, snapshot_of
+from swarm.optim.held import snapshot_of
 from swarm.optim.meter import Meter
 from swarm.optim.outcome import StepOutcome, StepStatus
+from swarm.optim.parts import OptimizerParts
 from swarm.optim.replaying import ReplayBatch, Replays
 from swarm.optim.rules import make_rule
 from swarm.optim.settings import GradientSettings, OuterSettings
@@ -36,7 +34,7 @@ from swarm.optim.state import StateMismatch
 log = logging.getLogger(__name__)
 
 
-class CollaborativeOptimizer:
+class CollaborativeOptimizer(OptimizerParts):
     """Wraps any `torch.optim` optimizer so that a swarm trains with it together.
 
     By the gradient rule (`swarm.optim.gradient_rule`) the swarm takes one step of it an epoch. By the outer rule (`swarm.optim.outer_rule`)
@@ -68,16 +66,12 @@ class CollaborativeOptimizer:
     ) -> None:
         if target_batch_samples < 1:
             raise ConfigError(f"target_batch_samples must be at least 1, not {target_batch_samples}")
-        self._rule = make_rule(model, optimizer, rule or GradientSettings())
+        settings = rule or GradientSettings()
+        super().__init__(make_rule(model, optimizer, settings), settings)
         self._peer = peer
-        self._overlap = rule is not None and rule.overlap
-        self._feedback = rule.feedback.make() if rule is not None and rule.feedback else None
-        self._on_its_way: Contribution | None = None
-        self._round: Future[RoundOutcome] | None = None
         self._target_samples = target_batch_samples
         self._clock = clock
         self._meter = Meter(clock)
-        self._held = HeldState(self._rule)
         self._started = False
         self._replays: Replays | None = None
 
@@ -91,67 +85,8 @@ class CollaborativeOptimizer:
         Args:
             compute: called in the thread that trains, while the model holds the parameters in question; see `ReplayBatch`.
         """
-        if isinstance(self._rule, GradientRule) and not self._overlap and self._feedback is None:
+        if isinstance(self._rule, GradientRule) and not self._overlap and self._outgoing.feedback is None:
             self._replays = Replays(self._rule.shared, self._rule.layout(self.epoch), compute, self._clock)
-
-    @property
-    def epoch(self) -> Epoch:
-        """Updates applied to the state held."""
-        return self._held.epoch
-
-    @property
-    def overlap(self) -> bool:
-        """Whether computing goes on while a round runs."""
-        return self._overlap
-
-    @property
-    def averaging(self) -> bool:
-        """Whether a round runs beside computing now."""
-        return self._round is not None
-
-    @property
-    def sampling_epoch(self) -> Epoch:
-        """Epoch that samples computed now belong to: the next one while a round runs beside computing."""
-        return Epoch(self.epoch + 1) if self._on_its_way else self.epoch
-
-    @property
-    def batch_limit(self) -> int | None:
-        """Most samples that the next micro-batch should have, so that inner steps have the size that was set; None for any number."""
-        return self._rule.batch_limit
-
-    def shared_parameters(self) -> AbstractContextManager[None]:
-        """While the context is open the model computes with the parameters that all members hold alike: for measuring, not for training."""
-        return self._rule.shared.computing()
-
-    @property
-    def accepted_samples(self) -> int:
-        """Samples of the whole swarm that went into the state held."""
-        return self._held.accepted_samples
-
-    @property
-    def samples(self) -> int:
-        """Samples accumulated since the last update."""
-        return self._rule.samples
-
-    @property
-    def next_sample(self) -> int:
-        """Index in this epoch of the sample to compute next. Who can be audited draws it by this number (`swarm.data.assignment`)."""
-        return self._rule.next_sample
-
-    @property
-    def dropped_batches(self) -> int:
-        """Micro-batches left out since the beginning because they were not finite."""
-        return self._rule.dropped_batches
-
-    @property
-    def size_elems(self) -> int:
-        """D: elements of the vector that is averaged next."""
-        return self._rule.layout(self.epoch).size_elems
-
-    @property
-    def state_hash(self) -> bytes:
-        """32 bytes that name the state held: parameters, optimizer, epoch, accepted samples."""
-        return self._held.manifest.root
 
     def synchronise(self) -> StepOutcome | None:
         """Take over the swarm's state if it is ahead; the first time, announce the state held. `step` and `follow` begin with this.
@@ -240,10 +175,6 @@ class CollaborativeOptimizer:
         """Drop the gradients on the model. `step` does this by itself."""
         self._rule.clear_gradients()
 
-    def snapshot(self) -> StateSnapshot:
-        """A copy of the state held."""
-        return self._held.snapshot()
-
     def load_snapshot(self, snapshot: StateSnapshot) -> int:
         """Take over a state and drop what was accumulated; nothing changes if it does not fit.
 
@@ -254,10 +185,7 @@ class CollaborativeOptimizer:
             StateMismatch: it does not belong to this model and optimizer.
         """
         self._held.restore(snapshot)
-        lost_samples = self._rule.samples + (round(self._on_its_way.weight) if self._on_its_way else 0)
-        self._on_its_way = None
-        if self._feedback is not None:
-            self._feedback.forget_sent()
+        lost_samples = self._rule.samples + self._outgoing.forget()
         self._rule.reset(self.epoch)
         self._rule.clear_gradients()
         self._meter.new_epoch()
@@ -321,23 +249,17 @@ class CollaborativeOptimizer:
     def _close_epoch(self, *, waits: bool) -> StepOutcome | None:
         """Average with the others, and apply the result; who does not wait for it applies it in a later call."""
         self._report("averaging")
-        contribution = self._on_its_way or self._contribution()
+        contribution = self._outgoing.make(self.epoch, self.state_hash)
         if waits:
             outcome = self._peer.average(contribution)
             self._meter.resume()
             return self._take(outcome)
-        if self._on_its_way is None:  # else it is offered again
-            self._on_its_way = contribution
+        if self._outgoing.on_its_way is None:  # else it is offered again
+            self._outgoing.on_its_way = contribution
             self._rule.begin_next()
             self._meter.new_epoch()
         self._round = self._peer.start_averaging(contribution)
         return None
-
-    def _contribution(self) -> Contribution:
-        contribution = self._rule.contribution(self.epoch, self.state_hash)
-        if self._feedback is None or not contribution.weight:
-            return contribution
-        return replace(contribution, vector=self._feedback.compress(self._rule.turn(self.epoch), contribution.vector))
 
     def _take(self, outcome: RoundOutcome) -> StepOutcome:
         """Do what a round's end calls for."""
@@ -359,13 +281,11 @@ class CollaborativeOptimizer:
             raise LocalProtocolError("a round ended well but brought no usable vector")
         if self._replays is not None:
             self._replays.keep(self.epoch, self.state_hash)
-        if self._on_its_way is None:
+        if self._outgoing.on_its_way is None:
             self._rule.begin_next()
             self._meter.new_epoch()
-        if self._feedback is not None:
-            self._feedback.settle(self._rule.turn(self.epoch), vector, included=outcome.included_us)
+        self._outgoing.settle(vector, self.epoch, included=outcome.included_us)
         stepped = self._rule.apply(vector, self.epoch, included=outcome.included_us)
-        self._on_its_way = None
         self._held.advance(round(outcome.weight))
         self._announce()
         if not self._overlap:
@@ -402,7 +322,7 @@ class CollaborativeOptimizer:
 
     def _epoch_samples(self) -> int:
         """Samples towards the end of the epoch that is held."""
-        return round(self._on_its_way.weight) if self._on_its_way else self._rule.samples
+        return round(self._outgoing.on_its_way.weight) if self._outgoing.on_its_way else self._rule.samples
 
     def _check_running(self) -> None:
         if self._peer.stopping():

@@ -2,11 +2,11 @@
 
     sent   = decoded(encoded(contribution + beta x kept))      the codec is a projection: sent again, it is the same bytes
     kept  <- contribution + beta x kept - sent                 Seide et al. 2014; SparseLoCo, arXiv 2508.15706, algorithm 1
-    kept  <- kept + sent, where the swarm's average is zero    what a reducer left out goes back to those who had sent it
+    kept  <- kept + sent, where the swarm's average is zero    what a reducer left out stays with its senders
 
-The last line makes the way down lossless in the same sense as the way up. A reducer returns no more elements than one member sends; whatever
-it drops, each member sees missing in the result and keeps its own part of: the parts add up to what was dropped. So a reducer needs no
-memory of its own, anybody can repeat what it did bit for bit, and blocks may change hands from round to round.
+The last line makes the way down lossless in the same sense as the way up. A reducer returns no more elements than one member sends. Each
+member sees what is missing in the result and keeps its own part of it: the parts add up to what was dropped. A reducer needs no memory of
+its own, anybody can repeat what it did bit for bit, and blocks may change hands from round to round.
 
 Legend: F elements of what is averaged in one epoch, a fragment or all.
 """

@@ -50,6 +50,11 @@ class GradientRule:
         self._step_D = torch.zeros(self._layout.size_elems)
 
     @property
+    def own(self) -> None:
+        """Nothing: what is accumulated is lost with the process."""
+        return
+
+    @property
     def samples(self) -> int:
         """Samples accumulated in this epoch."""
         return self._accumulator.samples
@@ -116,6 +121,9 @@ class GradientRule:
         self.shared.clear_gradients()
         self.shared.write_back()
         return True
+
+    def carry(self, _samples: int) -> None:
+        """Never asked for, as nothing is kept."""
 
     def reset(self, _epoch: Epoch) -> None:
         """Forget what was accumulated."""

@@ -26,6 +26,7 @@ from swarm.optim.anchor import Anchor
 from swarm.optim.fragments import fragment_at, fragments_of
 from swarm.optim.inner_batch import InnerBatch
 from swarm.optim.outer_optimizers import outer_optimizer
+from swarm.optim.rule import OwnParams
 from swarm.optim.settings import OuterSettings
 
 
@@ -57,6 +58,7 @@ class OuterRule:
     def __init__(self, model: torch.nn.Module, inner: torch.optim.Optimizer, settings: OuterSettings) -> None:
         self.shared = Anchor(model, inner)
         self._settings = settings
+        self.own = OwnParams(self.shared.local_trained, inner)
         self._batch = InnerBatch(self.shared.local_trained, inner, settings)
         trained = self.shared.trained
         self.optimizer = outer_optimizer(trained.values(), settings)
@@ -180,6 +182,10 @@ class OuterRule:
                 local.copy_(anchor)
             else:
                 local.add_((anchor - lefts[slot.name]).to(local.device, local.dtype), alpha=1 - alpha)
+
+    def carry(self, samples: int) -> None:
+        """See `SyncRule.carry`."""
+        self._carried_samples += samples
 
     def reset(self, epoch: Epoch) -> None:
         """See `SyncRule.reset`: the model starts from the anchor; the inner optimizer keeps its state, which still fits roughly."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -41,6 +42,14 @@ class SharedParams(Protocol):
         """While the context is open the model computes with them; afterwards with the very same as before."""
 
 
+@dataclass(frozen=True, slots=True)
+class OwnParams:
+    """What a member has for itself: the model's own parameters by name, and the optimizer that steps them."""
+
+    params: Mapping[str, torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+
+
 class SyncRule(Protocol):
     """See the module. Not thread-safe."""
 
@@ -55,6 +64,10 @@ class SyncRule(Protocol):
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """What steps the anchor; its state is part of the swarm's."""
+
+    @property
+    def own(self) -> OwnParams | None:
+        """What this member alone has, to be kept over a restart; None if there is nothing."""
 
     @property
     def samples(self) -> int:
@@ -112,6 +125,9 @@ class SyncRule(Protocol):
         Returns:
             False if the average was not finite; then no step is taken, by any member.
         """
+
+    def carry(self, samples: int) -> None:
+        """The model has come back from disk as it was: it holds what so many samples did, which the next contribution stands for too."""
 
     def reset(self, epoch: Epoch) -> None:
         """The anchor has been replaced by that of `epoch`: forget what was computed from the old one."""

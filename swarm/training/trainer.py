@@ -91,6 +91,7 @@ class Trainer:
         self._peer = peer
         self._dataset = dataset
         self._store = store
+        self._own_store = store.beside("own")
         self._settings = settings
         self._actions = (*actions, EpochAction(settings.checkpoint_every_epochs, self._save))
         self.samples_total = 0
@@ -171,14 +172,32 @@ class Trainer:
             raise StateDirError(
                 f"the checkpoint of epoch {snapshot.epoch} is of another run, choose another state directory: {error}"
             ) from error
+        self._load_own()
         self._saved_hash = snapshot.state_hash
         log.info("resumed from checkpoint: epoch=%d", snapshot.epoch)
 
+    def _load_own(self) -> None:
+        """What only we had; without it we go on from what all have."""
+        own = self._own_store.newest()
+        if own is None:
+            return
+        try:
+            self._optimizer.load_own(own)
+        except StateMismatch as error:
+            log.warning("what this member kept for itself is not used: %s", error)
+
     def _save(self, outcome: StepOutcome) -> None:
-        self._store.save(self._optimizer.snapshot())
-        self._saved_hash = self._optimizer.state_hash
+        self._save_now()
 
     def _save_last(self) -> None:
         """Epoch 0 is not worth a checkpoint: every member makes it from the run's seed."""
-        if self._optimizer.epoch > 0 and self._optimizer.state_hash != self._saved_hash:
-            self._store.save(self._optimizer.snapshot())
+        if self._optimizer.epoch > 0 and (self._optimizer.state_hash != self._saved_hash or self._optimizer.samples):
+            self._save_now()
+
+    def _save_now(self) -> None:
+        """What all members have, and what only we have."""
+        self._store.save(self._optimizer.snapshot())
+        self._saved_hash = self._optimizer.state_hash
+        own = self._optimizer.own_snapshot()
+        if own is not None:
+            self._own_store.save(own)

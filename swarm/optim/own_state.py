@@ -1,0 +1,104 @@
+"""What a member alone has, as named tensors to keep on its own disk: so that it goes on after a restart where it was.
+
+    param/<parameter>          the model where it is, between two averages
+    optim/<parameter>/<key>    the inner optimizer's tensors of that parameter
+    feedback/<number>          what few bytes have left out so far
+    meta                       format and rule, samples computed since the last average, and the hash of the shared state that all goes with
+
+The gradient rule has nothing but feedback of its own. Nobody else needs any of it, and it never travels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from peers.state_snapshot import StateSnapshot
+from protocols.ids import Epoch
+from swarm.optim.feedback import ErrorFeedback
+from swarm.optim.rule import OwnParams, SyncRule
+from swarm.optim.state import StateMismatch
+
+FORMAT = 1
+
+
+def own_snapshot(rule: SyncRule, feedback: ErrorFeedback | None, epoch: Epoch, state_hash: bytes) -> StateSnapshot | None:
+    """A copy of it; None if there is nothing.
+
+    Args:
+        rule, feedback: whose.
+        epoch, state_hash: of the shared state that it goes with.
+    """
+    named: list[tuple[str, torch.Tensor]] = []
+    own = rule.own
+    if own is not None:
+        for name, param in own.params.items():
+            named.append((f"param/{name}", param.detach().cpu()))
+            kept = own.optimizer.state.get(param, {})
+            named += [(f"optim/{name}/{key}", value.cpu()) for key, value in sorted(kept.items()) if isinstance(value, torch.Tensor)]
+    if feedback is not None:
+        named += [(f"feedback/{key}", kept_F) for key, kept_F in sorted(feedback.kept.items())]
+    if not named:
+        return None
+    meta = {"format": FORMAT, "rule": rule.name, "state": state_hash.hex(), "samples": rule.samples}
+    return StateSnapshot.of(named, epoch=epoch, accepted_samples=0, meta=meta)
+
+
+def restore_own(rule: SyncRule, feedback: ErrorFeedback | None, state_hash: bytes, snapshot: StateSnapshot) -> None:
+    """Take it over again. Where the shared state is another one by now, the model stays at that, and the rest is taken over.
+
+    Args:
+        rule, feedback: whose.
+        state_hash: of the shared state that is held.
+        snapshot: what `own_snapshot` gave.
+
+    Raises:
+        StateMismatch: it is of another model, optimizer or rule, or damaged; nothing has changed.
+    """
+    meta = snapshot.manifest.meta
+    if (meta.get("format"), meta.get("rule")) != (FORMAT, rule.name):
+        raise StateMismatch("what this member kept for itself is of another sync rule or version")
+    tensors = dict(snapshot.tensors())
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point()):
+        raise StateMismatch("what this member kept for itself holds a value that is not finite")
+    kept = _feedback_of(tensors, rule) if feedback is not None else {}
+    own = rule.own
+    if own is not None:
+        same_state = meta.get("state") == state_hash.hex()
+        _restore_params(own, tensors, same_state=same_state)
+        if same_state and isinstance(samples := meta.get("samples"), int) and samples > 0:
+            rule.carry(samples)
+    if feedback is not None:
+        feedback.restore(kept)
+
+
+def _restore_params(own: OwnParams, tensors: Mapping[str, torch.Tensor], *, same_state: bool) -> None:
+    states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in own.params}
+    for full_name, tensor in tensors.items():
+        kind, _, rest = full_name.partition("/")
+        if kind == "feedback":
+            continue
+        name, _, key = rest.rpartition("/") if kind == "optim" else (rest, "", "")
+        if name not in own.params or (tensor.dim() > 0 and tensor.shape != own.params[name].shape):
+            raise StateMismatch(f"what this member kept for itself does not fit: {full_name[:120]!r}")
+        if kind == "optim":
+            states[name][key] = tensor
+    with torch.no_grad():
+        for name, param in own.params.items():
+            if same_state and f"param/{name}" in tensors:
+                param.copy_(tensors[f"param/{name}"])
+            if states[name]:  # step counts stay on the CPU, where torch's optimizers have them
+                own.optimizer.state[param] = {k: v.to(param.device) if v.dim() else v.clone() for k, v in states[name].items()}
+
+
+def _feedback_of(tensors: Mapping[str, torch.Tensor], rule: SyncRule) -> dict[int, torch.Tensor]:
+    kept: dict[int, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        kind, _, key = name.partition("/")
+        if kind != "feedback":
+            continue
+        if not key.isdecimal() or len(key) > 6 or tensor.shape != (rule.layout(Epoch(int(key))).size_elems,):
+            raise StateMismatch(f"what this member kept for itself does not fit: {name[:120]!r}")
+        kept[int(key)] = tensor
+    return kept
