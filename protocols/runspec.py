@@ -239,6 +239,12 @@ class RunSpec(_Section):
     admission: AdmissionSection = AdmissionSection()
     trust: TrustSection = TrustSection()
 
+    @model_validator(mode="after")
+    def _parts_fit(self) -> RunSpec:
+        if self.trust.verify and self.averaging.codec.startswith("topk"):
+            raise ValueError("what a sparse codec leaves out hides lies: set verify = false in [trust], or choose another averaging.codec")
+        return self
+
     @classmethod
     def from_toml(cls, text: str) -> RunSpec:
         """Read a run file.

@@ -292,3 +292,10 @@ def test_rate_is_within_bounds_and_never_rises_after_warmup(kind: str, warmup: i
     elif epoch >= warmup:
         assert after <= rate
     assert json.loads(json.dumps(rate)) == rate
+
+
+def test_sparse_codecs_are_not_for_runs_that_verify() -> None:
+    run = {"run": {"name": "a"}, "model": {"preset": "tiny"}, "averaging": {"codec": "topk64", "error_feedback": 0.95}}
+    with pytest.raises(ConfigError, match="verify = false"):
+        RunSpec.from_settings(run)
+    assert RunSpec.from_settings(run | {"trust": {"verify": False}}).averaging.codec == "topk64"
