@@ -1,4 +1,4 @@
-"""Small line charts as SVG, without a drawing library: several panels side by side, a vertical axis shared by all, logarithmic or linear."""
+"""Small line charts as SVG, without a drawing library: panels side by side, a vertical axis shared by all, logarithmic or linear."""
 
 from __future__ import annotations
 

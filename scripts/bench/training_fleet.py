@@ -1,4 +1,4 @@
-"""One system of the training benchmark from its first process to its last: start, train for so many seconds, end, then measure the losses."""
+"""One system of the training benchmark from its first process to its last: start, train so many seconds, end, then measure the losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hivemind.Optimizer` as a worker of the training benchmark, as its users have it: own DHT, matchmaking, all-reduce, averaging of the state.
+"""`hivemind.Optimizer` as a worker of the training benchmark, as its users have it: own DHT, matchmaking, all-reduce, state averaging.
 
 Three ways to use it, `scripts.bench.training_plans` has their settings:
 
@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import sys
 import threading
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import hivemind
 import torch
+from hivemind.optim.grad_averager import GradientAverager
 
 from scripts.bench.hivemind_codecs import described, nearest, repair
 from scripts.bench.training_member import OwnSamples, Recorder, Task, serve
@@ -47,6 +49,7 @@ class Hivemind:
         if task.rank == 0:
             publish({"initial_peers": [str(address) for address in self._dht.get_visible_maddrs()]})
         settings = task.settings
+        local = bool(settings.get("use_local_updates"))
         gradients, state = nearest(settings["grad_codec"]), nearest(settings["state_codec"])
         self._optimizer = hivemind.Optimizer(
             dht=self._dht,
@@ -58,9 +61,17 @@ class Hivemind:
             ),
             grad_compression=gradients,
             state_averaging_compression=state,
+            # A group that is full starts at once instead of waiting for the matchmaking time to pass.
+            averager_opts={"target_group_size": task.peers},
+            grad_averager_factory=None if local else partial(GradientAverager, target_group_size=task.peers),
             **{name: value for name, value in settings.items() if name not in _OURS_TO_READ},
         )
-        return {"hivemind": version("hivemind"), **settings, "grad_compression": described(gradients), "state_compression": described(state)}
+        return {
+            "hivemind": version("hivemind"),
+            **settings,
+            "grad_compression": described(gradients),
+            "state_compression": described(state),
+        }
 
     def train(self, recorder: Recorder, stopping: threading.Event) -> None:
         """The loop of its guide."""

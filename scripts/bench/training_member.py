@@ -110,7 +110,7 @@ class Recorder:
 
 
 class OwnSamples:
-    """One member's share of the computing, for systems that leave the loop to their users: windows of its own, one micro-batch at a time."""
+    """One member's share of the computing, for systems that leave the loop to their users: windows of its own, by micro-batches."""
 
     def __init__(self, task: Task, model: torch.nn.Module) -> None:
         self._task = task

@@ -1,12 +1,12 @@
-"""One of our members as a worker of the training benchmark: the real connection, optimizer and training loop, as `swarm.runtime` joins them.
+"""One of our members as a worker of the training benchmark: real connection, optimizer and training loop, as `swarm.runtime` joins them.
 
-Only two things differ from `swarm-peer`: nobody computes before all are there, and the shared parameters are written down as epochs close.
+Three things differ from `swarm-peer`: nobody computes before all are there, the shared parameters are written down as epochs close, and the
+training thread has the same priority as those of the other systems, which a machine with other work would favour otherwise.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import sys
 import threading
@@ -55,6 +55,7 @@ class Ours:
             libp2p_listen=f"/ip4/{task.address}/tcp/0",
             device="cpu",
             threads=1,
+            niceness=0,
             checkpoint_every_epochs=NEVER,  # no other system writes any
         )
         if task.bootstrap is None:
@@ -108,9 +109,11 @@ class Ours:
             time.sleep(_POLL_S)
 
     def train(self, recorder: Recorder, stopping: threading.Event) -> None:
-        """The library's loop, at the priority that members have, until told to stop."""
+        """The library's loop, until told to stop."""
         self._recorder = recorder
         self._statuses: Counter[str] = Counter()
+        self._epoch_times_s: list[float] = []
+        self._began_s = time.monotonic()
         recorder.samples = lambda: self._trainer.samples_total
         self._write_down()
 
@@ -119,12 +122,12 @@ class Ours:
             self._connection.network.request_stop()
 
         threading.Thread(target=stop, daemon=True).start()
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._config.niceness)
         epochs = self._trainer.run()
         self._write_down(last=True)
-        recorder.notes.update(epochs=epochs, statuses=dict(self._statuses))
+        recorder.notes.update(epochs=epochs, statuses=dict(self._statuses), epoch_times_s=self._epoch_times_s)
 
     def _epoch_changed(self, outcome: StepOutcome) -> None:
+        self._epoch_times_s.append(round(time.monotonic() - self._began_s, 2))
         self._statuses[f"{outcome.status} with {len(outcome.contributors)}"] += 1
         self._write_down()
 

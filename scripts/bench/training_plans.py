@@ -100,7 +100,7 @@ def _hivemind(name: str, rate: float, **settings: Any) -> Plan:
 
 def _outer(name: str, codec: str, **changes: Any) -> Plan:
     outer = {"inner_batch_samples": 8, "learning_rate": 1.0, "momentum": 0.0, **changes}
-    return _ours(name, OUTER, 2e-3, {"rule": "outer", "target_batch_samples": 256}, outer=outer, averaging=_averaging(codec))
+    return _ours(name, OUTER, 2e-3, {"rule": "outer", "target_batch_samples": 128}, outer=outer, averaging=_averaging(codec))
 
 
 _GLOO_SETTINGS = {"learning_rate": 2e-3, "betas": BETAS, "weight_decay": WEIGHT_DECAY, "target_batch_samples": 64}
@@ -111,9 +111,11 @@ PLANS: Mapping[str, Plan] = {
         _outer("outer-int4", "int4"),
         _outer("outer-fp16", "fp16"),
         _outer("outer-fragments", "int8", fragments=4),
-        replace(_outer("outer-verified", "int4").changed("trust.verify", value=True)),
-        _ours("gradient", GRADIENT, 2e-3, {"target_batch_samples": 128}, averaging=_averaging("int8")),
-        _hivemind("hivemind-delayed", 2e-3, target_batch_size=256, delay_grad_averaging=True, delay_optimizer_step=True),
+        _outer("outer-verified", "int4").changed("trust.verify", value=True),
+        _ours("gradient", GRADIENT, 2e-3, {"target_batch_samples": 64}, averaging=_averaging("int8")),
+        _hivemind(
+            "hivemind-delayed", 2e-3, target_batch_size=256, delay_grad_averaging=True, delay_optimizer_step=True, average_state_every=5
+        ),
         _hivemind("hivemind-synchronous", 2e-3, target_batch_size=64, average_state_every=4),
         _hivemind("hivemind-local", 2e-3, target_batch_size=512, use_local_updates=True),
         Plan("gloo", GLOO, "gloo", _GLOO_SETTINGS),

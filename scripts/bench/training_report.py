@@ -91,33 +91,48 @@ def summary(results: Sequence[Trained]) -> dict[str, Any]:
     reached: dict[str, float | None] = {
         group: seconds_to(best[group].curve, target) if group in best and target is not None else None for group in GROUPS
     }
-    ours_s = min((seconds for group, seconds in reached.items() if seconds is not None and group not in INCUMBENTS), default=None)
     found: dict[str, Any] = {
         "target_loss": None if target is None else round(target, 4),
         "seconds_to_target": {group: None if seconds is None else round(seconds, 2) for group, seconds in reached.items()},
+        "vs_at_least": [group for group in INCUMBENTS if group in best and reached[group] is None],
     }
+    ours_s = _soonest(results, target)
     for group in INCUMBENTS:
-        found[f"vs_{group}"] = _ratio(best.get(group), ours_s, target)
+        theirs_s = reached[group] if reached[group] is not None else best[group].curve[-1][0] if group in best else None
+        found[f"vs_{group}"] = None if ours_s is None or theirs_s is None else round(theirs_s / ours_s, 2)
+    found["against"] = {result.name: _against(result, results) for result in results if result.group in INCUMBENTS}
     found["best"] = {group: result.name for group, result in best.items()}
-    found["bytes"] = {r.name: {"sent": list(r.sent_bytes), "received": list(r.received_bytes)} for r in results}
-    found["samples"] = {result.name: result.samples for result in results}
-    found["final_loss"] = {result.name: round(result.curve[-1][1], 4) for result in results}
-    found["start_s"] = {result.name: round(result.start_s, 1) for result in results}
-    found["curves"] = {r.name: [[round(seconds, 2), round(loss, 4)] for seconds, loss in r.curve] for r in results}
-    found["about"] = {result.name: {**result.about, "notes": dict(result.notes)} for result in results}
-    return found
+    return {**found, **_figures(results)}
 
 
-def _ratio(incumbent: Trained | None, ours_s: float | None, target: float | None) -> dict[str, Any] | None:
-    """How many times sooner ours is at the target, and whether that is only a lower bound: the incumbent never got there."""
-    if incumbent is None or ours_s is None or target is None:
-        return None
-    theirs_s = seconds_to(incumbent.curve, target)
-    own_target = incumbent.best_loss
+def _figures(results: Sequence[Trained]) -> dict[str, Any]:
     return {
-        "ratio": round((theirs_s if theirs_s is not None else incumbent.curve[-1][0]) / ours_s, 2),
-        "at_least": theirs_s is None,
-        "own_best_loss": round(own_target, 4),
+        "bytes": {r.name: {"sent": list(r.sent_bytes), "received": list(r.received_bytes)} for r in results},
+        "samples": {result.name: result.samples for result in results},
+        "final_loss": {result.name: round(result.curve[-1][1], 4) for result in results},
+        "start_s": {result.name: round(result.start_s, 1) for result in results},
+        "curves": {r.name: [[round(seconds, 2), round(loss, 4)] for seconds, loss in r.curve] for r in results},
+        "about": {result.name: {**result.about, "notes": dict(result.notes)} for result in results},
+    }
+
+
+def _soonest(results: Sequence[Trained], target: float | None) -> float | None:
+    """When the first of ours is at a loss."""
+    if target is None:
+        return None
+    times_s = [seconds_to(result.curve, target) for result in results if result.group not in INCUMBENTS]
+    return min((seconds for seconds in times_s if seconds is not None), default=None)
+
+
+def _against(incumbent: Trained, results: Sequence[Trained]) -> dict[str, Any]:
+    """An incumbent's own best loss, when it had it, when the first of ours had it, and how many times sooner that was."""
+    theirs_s = seconds_to(incumbent.curve, incumbent.best_loss)
+    ours_s = _soonest(results, incumbent.best_loss)
+    return {
+        "loss": round(incumbent.best_loss, 4),
+        "seconds": None if theirs_s is None else round(theirs_s, 2),
+        "ours_seconds": None if ours_s is None else round(ours_s, 2),
+        "ratio": round(theirs_s / ours_s, 2) if theirs_s is not None and ours_s else None,
     }
 
 
