@@ -25,7 +25,7 @@ from swarm.training.evaluation import held_out_loss
 OPEN_TIMEOUT_S = 120.0
 FINISH_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 8.0
-HELD_OUT_WINDOWS = 128
+HELD_OUT_WINDOWS = 64
 
 
 class Judge:
@@ -94,7 +94,9 @@ class TrainingFleet:
             for worker in self._workers:
                 worker.send("go")
             began_s = max(worker.expect("begun", OPEN_TIMEOUT_S)["at_s"] for worker in self._workers)
+            cpu_before_s = processes.cpu_s(self._sessions)
             time.sleep(max(0.0, began_s + seconds - time.monotonic()))
+            cpu_s = processes.cpu_s(self._sessions) - cpu_before_s
             for worker in self._workers:
                 worker.send("stop")
             finished = [worker.expect("finished", FINISH_TIMEOUT_S) for worker in self._workers]
@@ -110,6 +112,7 @@ class TrainingFleet:
             sent_bytes=[reply["sent_bytes"] for reply in finished],
             received_bytes=[reply["received_bytes"] for reply in finished],
             start_s=start_s,
+            cpu_s=cpu_s,
             about=about,
             notes=finished[0]["notes"],
         )
@@ -145,9 +148,13 @@ class TrainingFleet:
         )
         return {**asdict(task), "directory": str(self.directory)}
 
+    @property
+    def _sessions(self) -> set[int]:
+        return {worker.session for worker in self._workers}
+
     def close(self) -> None:
         """End every process, by process id, whatever state it is in, and remove the socket files they leave."""
-        sessions = {worker.session for worker in self._workers}
+        sessions = self._sessions
         started = processes.descendants(sessions) - sessions
         sockets = processes.socket_files(sessions)
         for worker in self._workers:

@@ -33,7 +33,7 @@ from swarm.data.dataset import Dataset, load_dataset
 from swarm.training.gradients import LossSum, accumulate_gradients
 
 FIRST_GAP_S = 1.0
-GAP_GROWTH = 0.05
+GAP_GROWTH = 0.08
 """Snapshots are so far apart, and this part of the time that has passed: curves are steep at first."""
 
 _DEVICE = "eth0"

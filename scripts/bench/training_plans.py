@@ -99,7 +99,7 @@ def _hivemind(name: str, rate: float, **settings: Any) -> Plan:
 
 
 def _outer(name: str, codec: str, **changes: Any) -> Plan:
-    outer = {"inner_batch_samples": 8, "learning_rate": 1.0, "momentum": 0.0, **changes}
+    outer = {"inner_batch_samples": 4, "learning_rate": 1.0, "momentum": 0.0, **changes}
     return _ours(name, OUTER, 2e-3, {"rule": "outer", "target_batch_samples": 128}, outer=outer, averaging=_averaging(codec))
 
 

@@ -24,6 +24,8 @@ class Trained:
         samples: that all members computed.
         sent_bytes, received_bytes: of each member's interface, by rank, while computing.
         start_s: from the first process to the last member that was ready.
+        cpu_s: of all members while computing, daemons with a session of their own excepted; the less of the machine's there is, the more
+            of it others took, or the longer the links were waited for.
         about: its settings.
         notes: what its rank 0 says about itself.
     """
@@ -35,6 +37,7 @@ class Trained:
     sent_bytes: Sequence[int]
     received_bytes: Sequence[int]
     start_s: float
+    cpu_s: float
     about: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -111,6 +114,7 @@ def _figures(results: Sequence[Trained]) -> dict[str, Any]:
         "samples": {result.name: result.samples for result in results},
         "final_loss": {result.name: round(result.curve[-1][1], 4) for result in results},
         "start_s": {result.name: round(result.start_s, 1) for result in results},
+        "cpu_s": {result.name: round(result.cpu_s, 1) for result in results},
         "curves": {r.name: [[round(seconds, 2), round(loss, 4)] for seconds, loss in r.curve] for r in results},
         "about": {result.name: {**result.about, "notes": dict(result.notes)} for result in results},
     }
@@ -140,7 +144,7 @@ def table(results: Sequence[Trained], title: str) -> Table:
     """The same for people."""
     target = target_of(results)
     shown = Table(title=title)
-    for heading in ("system", "final loss", "s to target", "samples", "MB sent a member", "steps", "start s"):
+    for heading in ("system", "final loss", "s to target", "samples", "MB sent a member", "steps", "CPU s", "start s"):
         shown.add_column(heading, justify="left" if heading == "system" else "right")
     for result in results:
         reached_s = None if target is None else seconds_to(result.curve, target)
@@ -151,6 +155,7 @@ def table(results: Sequence[Trained], title: str) -> Table:
             f"{result.samples}",
             f"{sum(result.sent_bytes) / len(result.sent_bytes) / 1e6:.1f}",
             f"{result.notes.get('epochs', result.notes.get('steps', ''))}",
+            f"{result.cpu_s:.0f}",
             f"{result.start_s:.1f}",
         )
     return shown

@@ -26,7 +26,7 @@ SLOWEST = [(0.0, 5.0), (100.0, 4.0)]
 
 
 def trained(name: str, group: str, curve: list[Point]) -> Trained:
-    return Trained(name, group, curve, 100, (1_000_000, 3_000_000), (5, 6), 2.0, {"codec": "int4"}, {"epochs": 7})
+    return Trained(name, group, curve, 100, (1_000_000, 3_000_000), (5, 6), 2.0, 9.0, {"codec": "int4"}, {"epochs": 7})
 
 
 ALL = [
@@ -69,7 +69,7 @@ def test_summary_says_how_many_times_sooner_ours_is_there() -> None:
     assert found["vs_at_least"] == ["gloo"]
     assert found["against"]["gloo"] == {"loss": 4.0, "seconds": 100.0, "ours_seconds": 5.0, "ratio": 20.0}
     assert found["bytes"]["gloo"] == {"sent": [1_000_000, 3_000_000], "received": [5, 6]}
-    assert {"samples", "final_loss", "start_s", "curves", "about", "best"} <= found.keys()
+    assert {"samples", "final_loss", "start_s", "cpu_s", "curves", "about", "best"} <= found.keys()
     assert json.loads(json.dumps(found)) == found
 
 
