@@ -80,8 +80,8 @@ def _ours(name: str, group: str, rate: float, optimizer: Mapping[str, Any], **se
     return Plan(name, group, "ours", settings)
 
 
-def _averaging(codec: str) -> dict[str, Any]:
-    return {"codec": codec, "overlap": True, "block_elems": BLOCK_ELEMS}
+def _averaging(codec: str, *, overlap: bool = True) -> dict[str, Any]:
+    return {"codec": codec, "overlap": overlap, "block_elems": BLOCK_ELEMS}
 
 
 def _hivemind(name: str, rate: float, **settings: Any) -> Plan:
@@ -113,6 +113,7 @@ PLANS: Mapping[str, Plan] = {
         _outer("outer-fragments", "int8", fragments=4),
         _outer("outer-verified", "int4").changed("trust.verify", value=True),
         _ours("gradient", GRADIENT, 2e-3, {"target_batch_samples": 64}, averaging=_averaging("int8")),
+        _ours("gradient-waiting", GRADIENT, 2e-3, {"target_batch_samples": 64}, averaging=_averaging("int8", overlap=False)),
         _hivemind(
             "hivemind-delayed", 2e-3, target_batch_size=256, delay_grad_averaging=True, delay_optimizer_step=True, average_state_every=5
         ),
@@ -121,7 +122,7 @@ PLANS: Mapping[str, Plan] = {
         Plan("gloo", GLOO, "gloo", _GLOO_SETTINGS),
     )
 }
-DEFAULT_PLANS = ("outer-int4", "gradient", "hivemind-delayed", "hivemind-local", "gloo")
+DEFAULT_PLANS = ("outer-int4", "gradient", "gradient-waiting", "hivemind-delayed", "hivemind-synchronous", "hivemind-local", "gloo")
 
 
 def chosen(words: Sequence[str]) -> list[Plan]:
