@@ -71,7 +71,8 @@ def svg(panels: Sequence[Panel], across: str, up: str, *, spacing: float = 1.0, 
         linear: a linear vertical axis instead of a logarithmic one, for values of a few units.
     """
     axes = _axes([value for panel in panels for line in panel.lines.values() for value in line], spacing, linear=linear)
-    width = _LEFT + len(panels) * (_PANEL_WIDTH + _GAP)
+    panel_width = max(_PANEL_WIDTH, math.ceil(sum(map(_legend_width, panels[0].lines)) / len(panels)) - _GAP)
+    width = _LEFT + len(panels) * (panel_width + _GAP)
     height = _TOP + _PANEL_HEIGHT + _BOTTOM
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     parts = [
@@ -79,31 +80,35 @@ def svg(panels: Sequence[Panel], across: str, up: str, *, spacing: float = 1.0, 
         f'<text transform="translate(14 {_TOP + _PANEL_HEIGHT / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(up)}</text>',
     ]
     for number, panel in enumerate(panels):
-        left = _LEFT + number * (_PANEL_WIDTH + _GAP)
-        parts += _panel(panel, left, axes)
-        parts.append(_text(left + _PANEL_WIDTH / 2, _TOP + _PANEL_HEIGHT + 32, across))
+        left = _LEFT + number * (panel_width + _GAP)
+        parts += _panel(panel, left, panel_width, axes)
+        parts.append(_text(left + panel_width / 2, _TOP + _PANEL_HEIGHT + 32, across))
     x = float(_LEFT)
     for colour, name in zip(_COLOURS, panels[0].lines, strict=False):
         parts.append(f'<line x1="{x:.0f}" y1="{height - 14}" x2="{x + 22:.0f}" y2="{height - 14}" stroke="{colour}" stroke-width="2.5"/>')
         parts.append(_text(x + 28, height - 10, name, "start"))
-        x += 60 + 7 * len(name)
+        x += _legend_width(name)
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _panel(panel: Panel, left: int, axes: _Axes) -> list[str]:
+def _legend_width(name: str) -> int:
+    return 60 + 7 * len(name)
+
+
+def _panel(panel: Panel, left: int, width: int, axes: _Axes) -> list[str]:
     steps = max(len(line) for line in panel.lines.values()) - 1
     bottom = _TOP + _PANEL_HEIGHT
 
     def x(step: int) -> float:
-        return left + _PANEL_WIDTH * step / steps
+        return left + width * step / steps
 
     def y(value: float) -> float:
         return bottom - _PANEL_HEIGHT * axes.share(value)
 
-    parts = [_text(left + _PANEL_WIDTH / 2, _TOP - 12, panel.title)]
+    parts = [_text(left + width / 2, _TOP - 12, panel.title)]
     for value, label in axes.marks:
         height = f"{y(value):.1f}"
-        parts.append(f'<line x1="{left}" y1="{height}" x2="{left + _PANEL_WIDTH}" y2="{height}" stroke="{_INK}" opacity="0.25"/>')
+        parts.append(f'<line x1="{left}" y1="{height}" x2="{left + width}" y2="{height}" stroke="{_INK}" opacity="0.25"/>')
         if left == _LEFT:
             parts.append(_text(left - 8, y(value) + 4, label, "end"))
     parts += [_text(x(step), bottom + 15, f"{step * axes.spacing:g}") for step in range(0, steps + 1, max(1, steps // 5))]

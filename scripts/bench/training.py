@@ -10,7 +10,8 @@ that suit it best (`scripts.bench.training_plans`).
 Time begins when all members of a system compute; start-up is reported apart. Rank 0 writes the shared parameters down as they change;
 their losses are measured when the system has ended. Bytes are those of each member's network interface, frame headers included.
 
-`target_loss` is the lowest loss that an incumbent comes to in the given time, and `seconds_to_target` when each is there.
+`target_loss` is the lowest loss that an incumbent comes to in the given time, and `seconds_to_target` when the best system of each group
+is there. `vs_<incumbent>` is how many times sooner the first of ours has the lowest loss that this incumbent comes to itself.
 """
 
 from __future__ import annotations

@@ -94,18 +94,16 @@ def summary(results: Sequence[Trained]) -> dict[str, Any]:
     reached: dict[str, float | None] = {
         group: seconds_to(best[group].curve, target) if group in best and target is not None else None for group in GROUPS
     }
-    found: dict[str, Any] = {
+    against = {result.name: _against(result, results) for result in results if result.group in INCUMBENTS}
+    return {
         "target_loss": None if target is None else round(target, 4),
         "seconds_to_target": {group: None if seconds is None else round(seconds, 2) for group, seconds in reached.items()},
-        "vs_at_least": [group for group in INCUMBENTS if group in best and reached[group] is None],
+        # At what that incumbent itself came to: a slower one never is at the other's loss.
+        **{f"vs_{group}": against[best[group].name]["ratio"] if group in best else None for group in INCUMBENTS},
+        "against": against,
+        "best": {group: result.name for group, result in best.items()},
+        **_figures(results),
     }
-    ours_s = _soonest(results, target)
-    for group in INCUMBENTS:
-        theirs_s = reached[group] if reached[group] is not None else best[group].curve[-1][0] if group in best else None
-        found[f"vs_{group}"] = None if ours_s is None or theirs_s is None else round(theirs_s / ours_s, 2)
-    found["against"] = {result.name: _against(result, results) for result in results if result.group in INCUMBENTS}
-    found["best"] = {group: result.name for group, result in best.items()}
-    return {**found, **_figures(results)}
 
 
 def _figures(results: Sequence[Trained]) -> dict[str, Any]:
