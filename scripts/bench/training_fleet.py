@@ -73,12 +73,14 @@ class TrainingFleet:
         common: what all are given alike.
         hosts: one a member.
         directory: scratch, of this system alone.
+        package: workers are `scripts.bench.<package>_<module of the plan>`.
     """
 
     plan: Plan
     common: Common
     hosts: tuple[Host, ...]
     directory: Path
+    package: str = "training"
     _workers: list[Worker] = field(default_factory=list)
 
     def run(self, seconds: float, judge: Judge) -> Trained:
@@ -123,7 +125,7 @@ class TrainingFleet:
         for rank, host in enumerate(self.hosts):
             # gloo picks an interface by the host's name otherwise, which need not resolve.
             prefix = [*host.prefix, "env", "GLOO_SOCKET_IFNAME=eth0"]
-            worker = Worker(f"scripts.bench.training_{self.plan.module}", rank, self.directory / f"{rank}.log", prefix)
+            worker = Worker(f"scripts.bench.{self.package}_{self.plan.module}", rank, self.directory / f"{rank}.log", prefix)
             self._workers.append(worker)
             worker.send("open", **self._task(rank, host, bootstrap))
             if rank == 0:

@@ -41,6 +41,8 @@ _POLL_S = 0.1
 class Ours:
     """One member; rank 0 founds the run and trains like the others."""
 
+    trainer_type: type[Trainer] = Trainer
+
     def __init__(self) -> None:
         self._stack = ExitStack()
 
@@ -76,9 +78,10 @@ class Ours:
     def _build(self, task: Task) -> None:
         spec = self._connection.spec
         self._model = build_model(spec.model.model_dump(exclude_none=True), spec.run.seed)
+        self._inner = make_optimizer(spec, self._model)
         self._optimizer = CollaborativeOptimizer(
             self._model,
-            make_optimizer(spec, self._model),
+            self._inner,
             peer=self._connection.handle,
             target_batch_samples=spec.optimizer.target_batch_samples,
             rule=rule_settings(spec),
@@ -90,7 +93,7 @@ class Ours:
             replays=spec.trust.verify and spec.trust.auditors > 0,
             checkpoint_every_epochs=NEVER,
         )
-        self._trainer = Trainer(
+        self._trainer = self.trainer_type(
             self._model,
             self._optimizer,
             self._connection.handle,
