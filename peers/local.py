@@ -11,6 +11,7 @@ from peers.state_snapshot import StateSnapshot
 from peers.training_peer import Contribution, MemberView, PeerStopped, ReplayRequest, RoundOutcome, RoundStatus, SwarmView
 from protocols.errors import RoundError
 from protocols.ids import Epoch, PeerId
+from protocols.progress import TargetSamples, target_at
 
 
 class LocalPeer:
@@ -18,11 +19,11 @@ class LocalPeer:
 
     Args:
         peer: this member's identity.
-        target_samples: samples that end an epoch, at least 1.
+        target_samples: samples that end an epoch, at least 1, or each of them.
     """
 
-    def __init__(self, peer: PeerId, target_samples: int) -> None:
-        if target_samples < 1:
+    def __init__(self, peer: PeerId, target_samples: TargetSamples) -> None:
+        if target_at(target_samples, Epoch(0)) < 1:
             raise ValueError("an epoch has at least one sample")
         self._peer = peer
         self._target_samples = target_samples
@@ -34,21 +35,25 @@ class LocalPeer:
         self._loss: float | None = None
         self._phase = "joining"
 
+    @property
+    def _target(self) -> int:
+        return target_at(self._target_samples, self._epoch)
+
     def report(self, samples: int, samples_per_s: float, loss: float | None, phase: str) -> None:
         """Take note of progress."""
         self._samples, self._samples_per_s, self._loss, self._phase = samples, samples_per_s, loss, phase
 
     def view(self) -> SwarmView:
         """A swarm of one, never behind."""
-        missing = max(0, self._target_samples - self._samples)
+        missing = max(0, self._target - self._samples)
         eta_s = missing / self._samples_per_s if self._samples_per_s > 0 else None
         progress = (self._epoch, self._samples, self._samples_per_s, 0, 0, self._loss, self._state_hash)
         member = MemberView(self._peer, "trainer", self._phase, *progress)
-        return SwarmView(self._epoch, self._samples, self._target_samples, eta_s, (member,), self._state_hash, behind=False)
+        return SwarmView(self._epoch, self._samples, self._target, eta_s, (member,), self._state_hash, behind=False)
 
     def epoch_closing(self) -> bool:
         """Whether the target is reached."""
-        return self._samples >= self._target_samples
+        return self._samples >= self._target
 
     def wait_for_call(self, timeout_s: float) -> bool:
         """Wait for `stop`, at most `timeout_s`: nobody else calls here.

@@ -19,7 +19,7 @@ from peers.bandwidth import Bandwidth
 from peers.bridge import PeerHandle
 from peers.expulsion import Expelled, RefusalWatch, ban_sentence
 from peers.identity import Identity
-from peers.interfaces import Clock, Handlers, RecordStore, Traffic, Transport
+from peers.interfaces import Clock, Handlers, RecordStore, Transport
 from peers.node_settings import NodeSettings
 from peers.notary import MemberNotary
 from peers.roster import Roster
@@ -38,7 +38,7 @@ from protocols.certificate import membership_checker
 from protocols.errors import RemoteProtocolError, RoundError
 from protocols.ids import Epoch, PeerId, SwarmTime
 from protocols.messages import Join
-from protocols.progress import SwarmProgress, estimate
+from protocols.progress import SwarmProgress, estimate, target_at
 from protocols.record_keeping import RecordReader, SealedRecord, seal_presence, seal_progress
 from protocols.records import MAX_LOSS, MAX_SAMPLES, MAX_SAMPLES_PER_S, Phase, Progress
 from protocols.signing import Sealer
@@ -115,11 +115,6 @@ class Node:
         """Called after every round that ended well; for whoever measures."""
         self.on_ban: Callable[[Ban], None] = lambda ban: None
         """Called once for each new ban; for whoever keeps the ledger and the doors."""
-
-    @property
-    def traffic(self) -> Traffic:
-        """Running totals of what went over our transport."""
-        return self._transport.traffic
 
     # Lifetime
 
@@ -288,10 +283,14 @@ class Node:
                 and self._held.state_hash
                 and swarm.epoch == self._held.epoch
                 and not swarm.behind
-                and swarm.samples >= self._settings.target_samples
+                and swarm.samples >= self._target_samples
             ):
                 self._handle.close_epoch(self._held.epoch)
             await asyncio.sleep(LOOK_EVERY_S)
+
+    @property
+    def _target_samples(self) -> int:
+        return target_at(self._settings.target_samples, self._held.epoch)
 
     def _estimate(self) -> SwarmProgress:
         now = self._clock.now()
@@ -300,7 +299,7 @@ class Node:
             self._progress(),
             self.roster.others(),
             now,
-            self._settings.target_samples,
+            self._target_samples,
             epoch_age_s=now - self._epoch_began_at,
         )
 
@@ -309,7 +308,7 @@ class Node:
         roles = {peer: presence.role for peer, presence in self.roster.presences.items()} | {self._me: self._settings.presence.role}
         members = [self._progress(), *self.roster.others().values()]
         bans = self._settings.ledger.bans
-        self._handle.set_view(swarm_view(self._estimate(), self._settings.target_samples, members, roles, bans))
+        self._handle.set_view(swarm_view(self._estimate(), self._target_samples, members, roles, bans))
 
     # What the trainer asks for (PeerService)
 

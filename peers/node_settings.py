@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from peers.averaging.context import AveragingRules
 from peers.conduct import HONEST, Conduct
 from protocols.ids import RunId
+from protocols.progress import TargetSamples
 from protocols.records import Presence
 from protocols.trust.ledger import Ledger
 
@@ -18,7 +19,7 @@ class NodeSettings:
     Args:
         run, authority_key: which run, and whose word counts in it.
         rules: of averaging.
-        target_samples: that close an epoch.
+        target_samples: that close an epoch, or each of them.
         presence: as it will be announced, but for the address, the times, and a bandwidth below its own as long as we measure no more.
         bandwidth_bytes_per_s: what others may count on at most, whatever our link carries; 0: we reduce nothing.
         founder: we may begin alone; others first wait until they have seen somebody, or a slow
@@ -31,7 +32,7 @@ class NodeSettings:
     run: RunId
     authority_key: bytes
     rules: AveragingRules
-    target_samples: int
+    target_samples: TargetSamples
     presence: Presence
     bandwidth_bytes_per_s: int
     founder: bool

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median_low
 
@@ -39,6 +39,15 @@ STALE_AFTER_S = 15.0
 _SPEED_MARGIN = 2.0
 _AGE_MARGIN_S = 60.0
 """Speeds are averages and I may have seen the epoch begin later than others: a claim may exceed speed x age by this much."""
+
+
+TargetSamples = int | Callable[[Epoch], int]
+"""Samples of the whole swarm that close an epoch: always as many, or by the number of the epoch."""
+
+
+def target_at(target: TargetSamples, epoch: Epoch) -> int:
+    """Samples that close this epoch."""
+    return target if isinstance(target, int) else target(epoch)
 
 
 @dataclass(frozen=True, slots=True)

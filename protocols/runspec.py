@@ -160,12 +160,16 @@ class ScheduleSection(_Section):
         total_epochs: where the run ends.
         kind: what follows the warm-up.
         final_fraction: of the peak, where "linear" and "cosine" end.
+        ramp_epochs: epochs in which the samples that close an epoch rise to their target; 0: none.
+        ramp_start: fraction of the target that they rise from.
     """
 
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     total_epochs: Annotated[int, Field(ge=1, le=10**9)] = 1000
     kind: Literal["constant", "linear", "cosine"] = "cosine"
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    ramp_epochs: Annotated[int, Field(ge=0)] = 0
+    ramp_start: Annotated[float, Field(gt=0, le=1)] = 0.125
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> ScheduleSection:
@@ -364,6 +368,14 @@ def learning_rate(spec: RunSpec, epoch: Epoch) -> float:
     if schedule.kind == "constant":
         return _rounded(peak)
     return _rounded(peak * (schedule.final_fraction + (1 - schedule.final_fraction) * remaining))
+
+
+def target_samples(spec: RunSpec, epoch: Epoch) -> int:
+    """Samples of the whole swarm that close an epoch: the target, or on the way to it in a straight line, at least 1."""
+    schedule, target = spec.schedule, spec.optimizer.target_batch_samples
+    if epoch >= schedule.ramp_epochs:
+        return target
+    return max(1, round(target * _rounded(schedule.ramp_start + (1 - schedule.ramp_start) * epoch / schedule.ramp_epochs)))
 
 
 def _rounded(rate: float) -> float:

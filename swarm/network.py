@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import uvloop
@@ -47,7 +48,7 @@ from protocols.ids import PeerId, SwarmTime
 from protocols.messages import MAX_BANDWIDTH_BYTES_PER_S
 from protocols.record_keeping import RecordReader, record_validator
 from protocols.records import Presence
-from protocols.runspec import SignedRunSpec
+from protocols.runspec import SignedRunSpec, target_samples
 from protocols.trust.ledger import Ban
 from swarm.config import PeerConfig, split_host_port
 from swarm.membership import Membership, remember_addresses
@@ -229,9 +230,9 @@ class NetworkThread:
             "swarm-peer",
         )
         reduces = 0 if self._config.role == "client" else bandwidth
-        target_samples = signed.spec.optimizer.target_batch_samples
+        targets = partial(target_samples, signed.spec)
         memory_bytes = (self._config.part_memory_mib or 0) * 2**20
-        return NodeSettings(signed.run_id, signed.authority_key, rules, target_samples, presence, reduces, papers.founder, memory_bytes)
+        return NodeSettings(signed.run_id, signed.authority_key, rules, targets, presence, reduces, papers.founder, memory_bytes)
 
     def _libp2p_options(self) -> Libp2pOptions:
         listen, announce = self._config.libp2p_listen, self._config.announce

@@ -11,13 +11,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peers.training_peer import PeerStopped
 from protocols.ids import Epoch
 from protocols.issuing import Issuer
-from protocols.runspec import RunSpec, SignedRunSpec, learning_rate
+from protocols.runspec import RunSpec, SignedRunSpec, learning_rate, target_samples
 from swarm.config import PeerConfig
 from swarm.connection import LEAVE_WITHIN_S, Connection, connect, found
 from swarm.models.imports import import_libraries
@@ -135,7 +136,7 @@ def _make_trainer(connection: Connection, measured: Measured, *, measure_first: 
         model,
         make_optimizer(spec, model),
         peer=connection.handle,
-        target_batch_samples=spec.optimizer.target_batch_samples,
+        target_batch_samples=partial(target_samples, spec),
         rule=rule_settings(spec),
     )
     micro_batch = config.micro_batch_samples or (1 if helper else probe_micro_batch(model, spec.data.sequence_length).micro_batch_samples)
@@ -143,7 +144,7 @@ def _make_trainer(connection: Connection, measured: Measured, *, measure_first: 
     settings = TrainerSettings(
         connection.peer,
         spec.run.seed,
-        max(1, min(micro_batch, spec.optimizer.target_batch_samples // 4)),
+        max(1, min(micro_batch, target_samples(spec, Epoch(0)) // 4)),
         helper=helper,
         replays=spec.trust.verify and spec.trust.auditors > 0,
         checkpoint_every_epochs=config.checkpoint_every_epochs,

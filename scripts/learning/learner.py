@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from peers.bridge import PeerHandle
+from peers.interfaces import Transport
 from peers.node import Node
 from peers.state_snapshot import StateSnapshot
 from peers.training_peer import PeerStopped
@@ -58,6 +59,7 @@ class Learner:
     Args:
         peer: who it is.
         node, handle: its two halves.
+        transport: of the node.
         model, optimizer: its own.
         dataset: what all learn.
         pace: how it computes.
@@ -67,6 +69,7 @@ class Learner:
     peer: PeerId
     node: Node
     handle: SimulatedHandle
+    transport: Transport
     model: nn.Module
     optimizer: CollaborativeOptimizer
     dataset: Dataset

@@ -188,7 +188,8 @@ class LearningSwarm:
             papers.run, papers.authority_key, rules, learning.target_samples, presence, _BANDWIDTH_BYTES_PER_S, founder=number < self._count
         )
         handle = SimulatedHandle()
-        node = Node(settings, sealer, who, PortedTransport(SimulatedTransport(self._network, who.peer)), self._records, handle, self._clock)
+        transport = PortedTransport(SimulatedTransport(self._network, who.peer))
+        node = Node(settings, sealer, who, transport, self._records, handle, self._clock)
         model = build_model(learning.model, learning.seed)
         optimizer = CollaborativeOptimizer(
             model,
@@ -199,7 +200,7 @@ class LearningSwarm:
             clock=asyncio.get_running_loop().time,
         )
         pace = Pace(learning.micro_batch_samples, learning.step_s, learning.seed)
-        return Learner(who.peer, node, handle, model, optimizer, learning.dataset, pace, self._note)
+        return Learner(who.peer, node, handle, transport, model, optimizer, learning.dataset, pace, self._note)
 
     def _churn(self, tasks: asyncio.TaskGroup) -> None:
         """Each moment every member may go; half of them do within the half-life."""
@@ -233,7 +234,7 @@ class LearningSwarm:
         self.members.remove(member)
 
     def _count_bytes(self, member: Learner) -> None:
-        traffic = member.node.traffic
+        traffic = member.transport.traffic
         self.found.up_bytes += traffic.sent_bytes
         self.found.down_bytes += traffic.received_bytes
         self.found.computed_samples += member.computed_samples

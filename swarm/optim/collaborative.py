@@ -21,6 +21,8 @@ import torch
 from peers.state_snapshot import StateSnapshot
 from peers.training_peer import PeerStopped, RoundOutcome, RoundStatus, TrainingPeer
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError, RoundError
+from protocols.ids import Epoch
+from protocols.progress import TargetSamples, target_at
 from swarm.optim.gradient_rule import GradientRule
 from swarm.optim.held import snapshot_of
 from swarm.optim.meter import Meter
@@ -46,7 +48,7 @@ class CollaborativeOptimizer(OptimizerParts):
         model: the model; its parameters must be the same on every member at epoch 0 (seed them alike) or be fetched.
         optimizer: over the model's parameters; its state moves with the swarm.
         peer: this member, `peers.bridge.PeerHandle` or `peers.local.LocalPeer`.
-        target_batch_samples: samples of the whole swarm that close an epoch, as in the run's spec.
+        target_batch_samples: samples of the whole swarm that close an epoch, or each of them by its number, as in the run's spec.
         rule: how, `GradientSettings` or `OuterSettings`.
         clock: monotonic seconds, for the speed that is reported.
 
@@ -60,12 +62,12 @@ class CollaborativeOptimizer(OptimizerParts):
         optimizer: torch.optim.Optimizer,
         *,
         peer: TrainingPeer,
-        target_batch_samples: int,
+        target_batch_samples: TargetSamples,
         rule: GradientSettings | OuterSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if target_batch_samples < 1:
-            raise ConfigError(f"target_batch_samples must be at least 1, not {target_batch_samples}")
+        if target_at(target_batch_samples, Epoch(0)) < 1:
+            raise ConfigError(f"target_batch_samples must be at least 1, not {target_at(target_batch_samples, Epoch(0))}")
         settings = rule or GradientSettings()
         super().__init__(make_rule(model, optimizer, settings), settings)
         self._peer = peer
@@ -101,10 +103,9 @@ class CollaborativeOptimizer(OptimizerParts):
         """
         self._check_running()
         view = self._peer.view()
-        if view.target_samples not in (0, self._target_samples):
-            raise ConfigError(
-                f"the run closes an epoch at {view.target_samples} samples, not {self._target_samples}: correct target_batch_samples"
-            )
+        target = target_at(self._target_samples, self.epoch)
+        if view.target_samples not in (0, target) and view.epoch == self.epoch:
+            raise ConfigError(f"the run closes an epoch at {view.target_samples} samples, not {target}: correct target_batch_samples")
         if view.behind and self._round is None:  # else its outcome says so, and there are never two rounds at once
             return self._catch_up()
         if not self._started:

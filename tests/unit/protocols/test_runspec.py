@@ -12,7 +12,7 @@ from protocols.canonical import canonical_json, pack_fields, unpack_fields
 from protocols.config_errors import MAX_SENTENCES
 from protocols.errors import ConfigError, RemoteProtocolError
 from protocols.ids import Epoch
-from protocols.runspec import RunSpec, SignedRunSpec, learning_rate
+from protocols.runspec import RunSpec, SignedRunSpec, learning_rate, target_samples
 from tests.helpers.run_world import RunWorld, ed25519, identity
 
 BASE = '[run]\nname = "a"\n[model]\npreset = "tiny"\n'
@@ -131,7 +131,7 @@ def test_canonical_bytes_are_pinned() -> None:
         b'"momentum":0.0,"name":"adamw","rule":"gradient","target_batch_samples":256,"weight_decay":0.01},'
         b'"outer":{"beta2":0.99,"eps":0.001,"fragments":1,"inner_batch_samples":32,"learning_rate":0.7,"mixing":0.0,"momentum":0.9,'
         b'"optimizer":"nesterov"},"run":{"name":"a","seed":0},'
-        b'"schedule":{"final_fraction":0.1,"kind":"cosine","total_epochs":1000,"warmup_epochs":0},'
+        b'"schedule":{"final_fraction":0.1,"kind":"cosine","ramp_epochs":0,"ramp_start":0.125,"total_epochs":1000,"warmup_epochs":0},'
         b'"trust":{"aggregator":"centered_clip","audit_tolerance":0.02,"auditors":1,"bucket":1,"byzantine_fraction":0.45,'
         b'"probation_epochs":2,"verify":true,"weight_cap":4.0}}'
     )
@@ -299,3 +299,12 @@ def test_sparse_codecs_are_not_for_runs_that_verify() -> None:
     with pytest.raises(ConfigError, match="verify = false"):
         RunSpec.from_settings(run)
     assert RunSpec.from_settings(run | {"trust": {"verify": False}}).averaging.codec == "topk64"
+
+
+def test_the_target_rises_in_a_straight_line_and_stays() -> None:
+    run = {"run": {"name": "a"}, "model": {"preset": "tiny"}, "optimizer": {"target_batch_samples": 80}}
+    ramping = RunSpec.from_settings(run | {"schedule": {"ramp_epochs": 4, "ramp_start": 0.2}})
+    assert [target_samples(ramping, Epoch(epoch)) for epoch in range(7)] == [16, 32, 48, 64, 80, 80, 80]
+    assert target_samples(RunSpec.from_settings(run), Epoch(0)) == 80
+    tiny = RunSpec.from_settings(run | {"optimizer": {"target_batch_samples": 2}, "schedule": {"ramp_epochs": 9, "ramp_start": 0.01}})
+    assert target_samples(tiny, Epoch(0)) == 1

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from peers.local import LocalPeer
 from peers.training_peer import PeerStopped, RoundOutcome, RoundStatus
 from protocols.ids import Epoch
 from swarm.optim import CollaborativeOptimizer, GradientSettings, OuterSettings, StepStatus
-from tests.helpers.scripted_peer import Answer, Loop, ScriptedPeer, aborted, applied, behind
+from tests.helpers.scripted_peer import ME, Answer, Loop, ScriptedPeer, aborted, applied, behind
 
 RULES = (GradientSettings(overlap=True), OuterSettings(inner_batch_samples=4, overlap=True))
 every_rule = pytest.mark.parametrize("rule", RULES)
@@ -123,3 +124,11 @@ def test_what_the_swarm_holds_can_be_measured_while_the_model_is_elsewhere() -> 
         assert torch.equal(loop.params(), before)
     assert torch.equal(loop.params(), after)
     assert not torch.equal(before, after)
+
+
+def test_targets_may_rise_from_epoch_to_epoch() -> None:
+    peer = LocalPeer(ME, lambda epoch: 4 * (1 + epoch))
+    loop = Loop(peer)
+    loop.opt = CollaborativeOptimizer(loop.model, loop.inner, peer=peer, target_batch_samples=lambda epoch: 4 * (1 + epoch))
+    closed = [number for number in range(6) if loop.batch(number) is StepStatus.ALONE]
+    assert closed == [0, 2, 5], "after 4 samples, 8 more, 12 more"
