@@ -75,7 +75,7 @@ def settings_of(spec: RunSpec) -> Settings:
 
 
 def measured_machine(spec: RunSpec, device: Literal["auto", "cpu", "cuda"], progress: Progress) -> Machine:
-    """This machine: real micro-batches of the run's model on its device, the run's codec, and one update. At most about half a minute
+    """This machine: real micro-batches of the run's model on its device, the run's codec, and one update. It takes half a minute at most
     for a model that suits the machine.
 
     Raises:
@@ -88,8 +88,8 @@ def measured_machine(spec: RunSpec, device: Literal["auto", "cpu", "cuda"], prog
 
     progress(0.0, "building the model")
     where = choose_device(device)
+    memory_bytes = _memory_bytes(where)  # before the model takes its part
     model = build_model(spec.model.model_dump(exclude_none=True), spec.run.seed).to(where)
-    memory_bytes = _memory_bytes(where)
     progress(0.1, "finding the micro-batch")
     found = probe_micro_batch(model, spec.data.sequence_length)
     sample_s = _sample_s(model, found.micro_batch_samples, spec.data.sequence_length, progress)
