@@ -63,13 +63,13 @@ def warnings_about(
         )
     if chosen.rule == "outer" and found.inner_steps * chosen.fragments > most_steps * 1.1:
         warnings.append(
-            f"The link is too slow even with {chosen.codec}: a round takes {found.averaging_s:.0f} s, and without waiting members would"
+            f"The link is too slow even with {chosen.codec}: a round takes {found.averaging_s:.2g} s, and without waiting members would"
             f" make {found.inner_steps * chosen.fragments:.0f} inner steps between two averages where {most_steps} have been tried."
             f" Waiting after {most_steps} steps, devices would compute {waiting.utilisation:.0%} of the time."
         )
     if chosen.rule == "outer" and chosen.verify:
         warnings.append("Contributions by the outer rule cannot be audited yet: rounds are verified, members' training is not.")
-    if workload.parameters and found.update_s > found.compute_s:
+    if found.update_s > found.compute_s:
         warnings.append(f"Updating the shared state takes {found.update_s:.1f} s on the CPU, longer than computing an epoch.")
     return tuple(warnings)
 

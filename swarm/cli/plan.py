@@ -183,6 +183,7 @@ def _figures(settings: Settings, found: Prediction) -> dict[str, str]:
         "epoch": _time(found.epoch_s),
         "devices compute": f"{found.utilisation:.1%}",
         "up, down a peer and epoch": f"{_short(found.up_bytes)}B, {_short(found.down_bytes)}B",
+        "busiest link an epoch": f"{_short(found.busiest_bytes)}B",
         "samples an epoch": f"{found.epoch_samples:.0f}",
         "samples/s of the swarm": _significant(found.samples_per_s),
         "memory: device, CPU": f"{found.device_bytes / _GIB:.2f}, {found.host_bytes / _GIB:.2f} GiB",

@@ -96,14 +96,15 @@ def test_its_json_has_these_keys(run_file: Path) -> None:
 
 def test_wrong_usage_and_wrong_files_end_as_with_every_command(run_file: Path, tmp_path: Path) -> None:
     base = ["--peers", "4", "--mbit", "50"]
-    for arguments, expected in (
+    cases: tuple[tuple[list[str | Path], ExitCode], ...] = (
         ([run_file, *base], ExitCode.USAGE),
         ([run_file, *base, "--device-tflops", "1", "--probe"], ExitCode.USAGE),
         ([run_file, "--peers", "0", "--mbit", "50", "--device-tflops", "1"], ExitCode.USAGE),
         ([run_file, *base, "--device-tflops", "1", "--clients", "4"], ExitCode.CONFIG),
         ([tmp_path / "none.toml", *base, "--device-tflops", "1"], ExitCode.CONFIG),
         ([run_file, *base, "--probe", "--device", "abacus"], ExitCode.CONFIG),
-    ):
+    )
+    for arguments, expected in cases:
         code, _, complaint = run(*arguments)
         assert (code, "Traceback" in complaint) == (expected, False), complaint
 
