@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from swarm.cli import coordinate, demo, doctor, export, generate, init, invite, join, status
+from swarm.cli import coordinate, demo, doctor, export, generate, init, invite, join, plan, status
 from swarm.cli.common import guarded, out
 
 COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("init", init.command, init.HELP),
+    ("plan", plan.command, plan.HELP),
     ("coordinate", coordinate.command, coordinate.HELP),
     ("invite", invite.command, invite.HELP),
     ("join", join.command, join.HELP),

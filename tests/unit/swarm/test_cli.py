@@ -30,6 +30,20 @@ from tests.unit.swarm.status_builder import a_status
 
 FROZEN = {
     "init": {"RUN_FILE", "--preset", "--name", "--state-dir", "--json"},
+    "plan": {
+        "RUN_FILE",
+        "--peers",
+        "--mbit",
+        "--clients",
+        "--rtt-ms",
+        "--device-tflops",
+        "--utilisation-of-device",
+        "--memory-gib",
+        "--micro-batch",
+        "--probe",
+        "--device",
+        "--json",
+    },
     "coordinate": {"--state-dir", "--train", "--invite-file", "--listen", "--announce", "--device", "--set"},
     "invite": {"--expires", "--uses", "--state-dir", "--json"},
     "join": {"INVITE", "--state-dir", "--listen", "--announce", "--device", "--role", "--set", "--attack"},

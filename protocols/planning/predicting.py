@@ -1,0 +1,120 @@
+"""From a machine, a link and settings to seconds, bytes and utilisation. Read `predict`.
+
+without overlap   epoch = computing + rounds + update; members that are ready wait for the last micro-batch
+with overlap      epoch = max(computing, rounds) + update; samples computed meanwhile count for the next epoch
+"""
+
+from __future__ import annotations
+
+from protocols.layout import Blocks
+from protocols.planning.traffic import GroupTraffic, Line, group_traffic, lines_of
+from protocols.planning.values import Link, Machine, Members, Prediction, Settings, Workload
+
+CLOSING_S = 1.0
+"""Until everybody has heard that the target is reached: members announce their progress once a second, and compute meanwhile."""
+
+_ROUND_TRIPS = 3
+"""Joining, exchanging, settling."""
+_VERIFIED_ROUND_TRIPS = 5
+
+_FP32_BYTES = 4
+_DEVICE_COPIES = {"gradient": 2, "outer": 5}
+"""fp32 numbers per parameter: parameter and gradient; for the outer rule also two moments and the inner batch's sum."""
+_HOST_COPIES = {"gradient": 7, "outer": 4}
+"""Shared parameters, optimizer (two moments; the outer rule's momentum), accumulator, replays; state and its hash."""
+_ROUND_COPIES = 4
+"""Contribution, what came of it, the result, and the parts of the blocks that a member reduces: of what is averaged."""
+
+
+def predict(members: Members, machine: Machine, link: Link, workload: Workload, settings: Settings) -> Prediction:
+    """What one epoch will be like in a swarm of equal members.
+
+    Raises:
+        ValueError: unknown codec, or a group size below 2.
+    """
+    blocks = blocks_of(workload, settings)
+    lines = lines_of(members.peers - members.clients, members.clients, settings.max_group)
+    traffics = [{line: group_traffic(line, settings.codec, blocks, verify=settings.verify) for line in axis} for axis in lines]
+    sample_s = workload.flops_per_sample / machine.flops_per_s
+    step_samples = step_samples_of(members, machine, settings)
+    compute_s = settings.target_samples / members.peers * sample_s + CLOSING_S
+    rounds_s = () if members.peers == 1 else tuple(round_s(max_bytes(axis), blocks, machine, link, settings) for axis in traffics)
+    update_s = blocks.size_elems * machine.update_s_per_elem
+    waiting_s = 0.0 if settings.overlap or members.peers == 1 else min(step_samples, machine.micro_batch_samples) * sample_s / 2
+    averaging_s = sum(rounds_s)
+    busy_s = max(compute_s, averaging_s) if settings.overlap else compute_s
+    epoch_s = busy_s + update_s + (0.0 if settings.overlap else averaging_s + waiting_s)
+    epoch_samples = busy_s / sample_s * members.peers
+    up_bytes, down_bytes = mean_bytes(lines, traffics, members.peers)
+    return Prediction(
+        sample_s=sample_s,
+        step_s=step_samples * sample_s,
+        inner_steps=epoch_samples / members.peers / step_samples,
+        compute_s=compute_s,
+        rounds_s=rounds_s,
+        update_s=update_s,
+        epoch_s=epoch_s,
+        utilisation=busy_s / epoch_s,
+        up_bytes=up_bytes,
+        down_bytes=down_bytes,
+        busiest_bytes=sum(max_bytes(axis) for axis in traffics),
+        group=max(line.members for axis in lines for line in axis),
+        epoch_samples=epoch_samples,
+        samples_per_s=epoch_samples / epoch_s,
+        device_bytes=device_bytes(workload, settings),
+        host_bytes=host_bytes(workload, settings),
+    )
+
+
+def blocks_of(workload: Workload, settings: Settings) -> Blocks:
+    """The vector that one epoch averages: all of the model, or by the outer rule a fragment, on average."""
+    fragments = settings.fragments if settings.rule == "outer" else 1
+    return Blocks(max(-(-workload.parameters // fragments), 1), settings.block_elems)
+
+
+def step_samples_of(members: Members, machine: Machine, settings: Settings) -> int:
+    """Samples of a micro-batch (no larger than the trainer makes it) or, by the outer rule, of an inner step."""
+    if settings.rule == "outer":
+        return settings.inner_batch_samples
+    return max(1, min(machine.micro_batch_samples, settings.target_samples // 4))
+
+
+def round_s(busiest_bytes: float, blocks: Blocks, machine: Machine, link: Link, settings: Settings) -> float:
+    """One round: the busiest link, or where links are fast the processors, and the round trips of agreeing.
+
+    Args:
+        busiest_bytes: of the member and direction that has most to carry.
+        blocks: of the vector.
+        machine, link: of every member.
+        settings: whether rounds are verified.
+    """
+    carrying_s = busiest_bytes / (link.bytes_per_s * link.share)
+    trips = _VERIFIED_ROUND_TRIPS if settings.verify else _ROUND_TRIPS
+    return max(carrying_s, blocks.size_elems * machine.processing_s_per_elem) + trips * link.rtt_s
+
+
+def max_bytes(axis: dict[Line, GroupTraffic]) -> float:
+    """What the busiest link of a round carries."""
+    return max(traffic.busiest_bytes for traffic in axis.values())
+
+
+def mean_bytes(lines: tuple[dict[Line, int], ...], traffics: list[dict[Line, GroupTraffic]], peers: int) -> tuple[float, float]:
+    """Bytes up and down of an epoch, mean over all members."""
+    up_bytes = sum(
+        sum(traffic[line].up_bytes) * number for axis, traffic in zip(lines, traffics, strict=True) for line, number in axis.items()
+    )
+    down_bytes = sum(
+        sum(traffic[line].down_bytes) * number for axis, traffic in zip(lines, traffics, strict=True) for line, number in axis.items()
+    )
+    return up_bytes / peers, down_bytes / peers
+
+
+def device_bytes(workload: Workload, settings: Settings) -> float:
+    """Memory of the device that computes, with a pass of one sample: an estimate."""
+    return workload.parameters * _FP32_BYTES * _DEVICE_COPIES[settings.rule] + workload.activation_bytes_per_sample
+
+
+def host_bytes(workload: Workload, settings: Settings) -> float:
+    """Memory beside it, on the CPU: an estimate."""
+    averaged = blocks_of(workload, settings).size_elems
+    return _FP32_BYTES * (workload.parameters * _HOST_COPIES[settings.rule] + averaged * _ROUND_COPIES)

@@ -1,0 +1,111 @@
+"""One sentence for each recommended setting, and one for whatever cannot work."""
+
+from __future__ import annotations
+
+from protocols.planning.values import Advice, Machine, Members, Prediction, Settings, Workload
+
+_GIB = 2**30
+
+_CODEC_REASONS = {
+    "fp16": "two bytes a number lose nothing that a gradient's noise would not hide, and the link carries them.",
+    "int8": "a quarter of fp32's bytes, and an error far below the differences between members.",
+    "int4": "an eighth of fp32's bytes; published runs of the outer rule lost nothing by 4 bits.",
+}
+
+
+def advice_on(members: Members, given: Settings, chosen: Settings, found: Prediction) -> tuple[Advice, ...]:
+    """Every key that planning decides, in the order of a run file.
+
+    Args:
+        members: of the swarm.
+        given: what the run file says.
+        chosen: what is recommended.
+        found: what that leads to.
+    """
+    outer = chosen.rule == "outer"
+    advice = [
+        Advice("optimizer", "rule", chosen.rule, _rule_reason(chosen, found)),
+        Advice("optimizer", "target_batch_samples", chosen.target_samples, _target_reason(given, chosen, found)),
+    ]
+    if outer:
+        advice += [
+            Advice(
+                "outer", "inner_batch_samples", chosen.inner_batch_samples, "as the run file has it: the batch that one member steps on."
+            ),
+            Advice("outer", "fragments", chosen.fragments, _fragments_reason(chosen)),
+        ]
+    advice += [
+        Advice("averaging", "codec", chosen.codec, _CODEC_REASONS[chosen.codec]),
+        Advice("averaging", "block_elems", chosen.block_elems, "so many blocks that every reducer of a group gets an equal share of them."),
+        Advice("averaging", "max_group", chosen.max_group, _group_reason(members, chosen, found)),
+        Advice("averaging", "overlap", chosen.overlap, _overlap_reason(chosen, found)),
+    ]
+    return tuple(advice)
+
+
+def warnings_about(
+    machine: Machine, workload: Workload, chosen: Settings, found: Prediction, waiting: Prediction, most_steps: int
+) -> tuple[str, ...]:
+    """What cannot work, or only badly.
+
+    Args:
+        machine, workload: of every member.
+        chosen: what is recommended.
+        found: what that leads to.
+        waiting: the same without overlap, with the most inner steps that were ever tried.
+        most_steps: how many these are.
+    """
+    warnings = []
+    if machine.memory_bytes is not None and found.device_bytes > machine.memory_bytes:
+        warnings.append(
+            f"The model does not fit: training takes about {found.device_bytes / _GIB:.1f} GiB on the device,"
+            f" which has {machine.memory_bytes / _GIB:.1f} GiB. Choose a smaller model or larger devices."
+        )
+    if chosen.rule == "outer" and found.inner_steps * chosen.fragments > most_steps * 1.1:
+        warnings.append(
+            f"The link is too slow even with {chosen.codec}: a round takes {found.averaging_s:.2g} s, and without waiting members would"
+            f" make {found.inner_steps * chosen.fragments:.0f} inner steps between two averages where {most_steps} have been tried."
+            f" Waiting after {most_steps} steps, devices would compute {waiting.utilisation:.0%} of the time."
+        )
+    if chosen.rule == "outer" and chosen.verify:
+        warnings.append("Contributions by the outer rule cannot be audited yet: rounds are verified, members' training is not.")
+    if found.update_s > found.compute_s:
+        warnings.append(f"Updating the shared state takes {found.update_s:.1f} s on the CPU, longer than computing an epoch.")
+    return tuple(warnings)
+
+
+def _rule_reason(chosen: Settings, found: Prediction) -> str:
+    if chosen.rule == "gradient":
+        return f"a round takes {found.averaging_s:.1f} s and an epoch's gradients {found.compute_s:.1f} s, and gradients can be audited."
+    return f"a round takes {found.averaging_s:.1f} s, too long for every step: members take {found.inner_steps:.0f} of their own an epoch."
+
+
+def _target_reason(given: Settings, chosen: Settings, found: Prediction) -> str:
+    if chosen.rule == "outer":
+        return f"closes an epoch after {found.compute_s:.1f} s, the fewest inner steps with which devices keep computing."
+    if chosen.target_samples == given.target_samples:
+        return "as the run file has it."
+    return f"larger than the run file's {given.target_samples}, so that computing takes most of an epoch: check the learning rate."
+
+
+def _fragments_reason(chosen: Settings) -> str:
+    if chosen.fragments == 1:
+        return "the whole model in every epoch: smaller pieces would wait for round trips, or there is no overlap to profit from them."
+    return (
+        f"each epoch averages one of {chosen.fragments} parts, so that results are young when they are applied and links are used evenly."
+    )
+
+
+def _group_reason(members: Members, chosen: Settings, found: Prediction) -> str:
+    rounds = len(found.rounds_s)
+    if rounds <= 1:
+        return f"all {members.peers} in one group: one round an epoch, and the bytes hardly grow with the group."
+    return f"{members.peers} members average in {rounds} rounds, in groups of up to {found.group}; no other size is a tenth quicker."
+
+
+def _overlap_reason(chosen: Settings, found: Prediction) -> str:
+    if chosen.overlap:
+        return f"members compute while a round's {found.averaging_s:.1f} s pass, and apply its result when it is there."
+    if chosen.rule == "gradient":
+        return "gradients are then always of the newest parameters, and can be audited."
+    return f"waiting costs {1 - found.utilisation:.0%} of the time, and results are applied at once."

@@ -1,0 +1,190 @@
+"""What planning starts from, and what it comes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from protocols.errors import ConfigError
+
+MBIT_BYTES = 125_000
+"""Bytes a second of one Mbit/s."""
+
+PROCESSING_S_PER_ELEM = 1.2e-8
+"""Encoding, decoding, hashing, encrypting and averaging, per element of the vector and round: a round of 64 MiB without links
+(docs/benchmarks.md, "One averaging round" and "What verification costs"), of one of four members on two cores."""
+
+UPDATE_S_PER_ELEM = 1.5e-8
+"""One update of the shared state on a CPU: optimizer, copies, and the hash that names the state. An estimate: `--probe` measures it."""
+
+LINK_SHARE = 0.9
+"""How much of the least time's rate a round reaches on shaped links (docs/benchmarks.md, "Links of stated speeds": 0.905 and 0.867)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """One member's machine.
+
+    Args:
+        flops_per_s: that training really gets out of the device.
+        micro_batch_samples: in one forward and backward pass.
+        processing_s_per_elem, update_s_per_elem: see the constants of this module.
+        memory_bytes: of the device; None: not known, not checked.
+
+    Raises:
+        ConfigError: a number that makes no sense.
+    """
+
+    flops_per_s: float
+    micro_batch_samples: int = 8
+    processing_s_per_elem: float = PROCESSING_S_PER_ELEM
+    update_s_per_elem: float = UPDATE_S_PER_ELEM
+    memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.flops_per_s > 0 or self.micro_batch_samples < 1:
+            raise ConfigError("The device's speed must be above 0, and its micro-batch at least one sample.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A member's link, the same in both directions.
+
+    Args:
+        bytes_per_s: stated rate of the slower direction.
+        rtt_s: round trip between members.
+        share: how much of the rate rounds get.
+
+    Raises:
+        ConfigError: a number that makes no sense.
+    """
+
+    bytes_per_s: float
+    rtt_s: float = 0.05
+    share: float = LINK_SHARE
+
+    def __post_init__(self) -> None:
+        if not self.bytes_per_s >= 1 or not self.rtt_s >= 0 or not 0 < self.share <= 1:
+            raise ConfigError("A link's rate must be above 0, and its round trip not negative.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Members:
+    """Who computes: all alike, and all of them trainers.
+
+    Args:
+        peers: how many.
+        clients: of these, how many nobody can dial: they reduce nothing.
+
+    Raises:
+        ConfigError: nobody, or nobody who can be dialled.
+    """
+
+    peers: int
+    clients: int = 0
+
+    def __post_init__(self) -> None:
+        if self.peers < 1 or not 0 <= self.clients < self.peers:
+            raise ConfigError(f"Of {self.peers} peers, {self.clients} cannot be clients: at least one must be dialable.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What is trained.
+
+    Args:
+        parameters: of the model; all are trained.
+        flops_per_sample: forward and backward, of one sample.
+        tokens_per_sample: T.
+        activation_bytes_per_sample: that a pass holds for each sample.
+        parts: into how many fragments the model could be cut: its blocks.
+    """
+
+    parameters: int
+    flops_per_sample: float
+    tokens_per_sample: int
+    activation_bytes_per_sample: float = 0.0
+    parts: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a run file says and planning can change; see `protocols.runspec`."""
+
+    rule: Literal["gradient", "outer"] = "gradient"
+    target_samples: int = 256
+    inner_batch_samples: int = 32
+    fragments: int = 1
+    codec: str = "fp32"
+    block_elems: int = 2**20
+    max_group: int = 16
+    overlap: bool = False
+    verify: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a member sees in one epoch.
+
+    Args:
+        sample_s, step_s: of one sample; of one micro-batch (gradient rule) or inner step (outer rule).
+        inner_steps: of those that one member makes in an epoch.
+        compute_s: until the epoch is closed: the target, and the second in which members hear of it.
+        rounds_s: of each round, by axis of the grid.
+        update_s: applying the result; nothing is computed meanwhile.
+        epoch_s: from update to update.
+        utilisation: share of that in which the device computes.
+        up_bytes, down_bytes: of a member, mean over all.
+        busiest_bytes: of the member that moves most, in the direction in which it does.
+        group: members of the largest group.
+        epoch_samples, samples_per_s: of the whole swarm.
+        device_bytes, host_bytes: memory of a member: on the device, with a pass of one sample; and beside it, on the CPU.
+    """
+
+    sample_s: float
+    step_s: float
+    inner_steps: float
+    compute_s: float
+    rounds_s: tuple[float, ...]
+    update_s: float
+    epoch_s: float
+    utilisation: float
+    up_bytes: float
+    down_bytes: float
+    busiest_bytes: float
+    group: int
+    epoch_samples: float
+    samples_per_s: float
+    device_bytes: float
+    host_bytes: float
+
+    @property
+    def averaging_s(self) -> float:
+        """All rounds of an epoch."""
+        return sum(self.rounds_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """One key of a run file.
+
+    Args:
+        section, key: of the run file.
+        value: recommended.
+        why: one sentence.
+    """
+
+    section: str
+    key: str
+    value: str | int | bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """Settings that fit, and why."""
+
+    settings: Settings
+    prediction: Prediction
+    advice: tuple[Advice, ...]
+    warnings: tuple[str, ...]

@@ -1,0 +1,204 @@
+"""`swarm-peer plan`: what a run will be like on given machines and links, and settings that fit them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from swarm.cli.common import AsJson, configure, err, out, print_json
+
+if TYPE_CHECKING:
+    from protocols.planning import Link, Machine, Members, Prediction, Recommendation, Settings, Workload
+    from protocols.runspec import RunSpec
+
+HELP = """Say what a run will be like on given machines and links, and which settings fit them. Nothing is started or changed.
+
+Prints how long epochs and rounds take, how many bytes each peer moves, and how much of the time devices compute, for the run file as it is
+and with the recommended settings, and the lines to put into the run file. --probe measures this machine for about half a minute, and
+stands in for --device-tflops.
+
+Example:
+
+    swarm-peer plan scripts/tiny_bloom.toml --peers 12 --mbit 50 --device-tflops 20
+"""
+
+_MOST_PEERS = 100_000
+_MOST_MBIT = 1e6
+_GIB = 2**30
+
+Peers = Annotated[int, typer.Option("--peers", min=1, max=_MOST_PEERS, help="How many compute.")]
+Mbit = Annotated[float, typer.Option("--mbit", min=0.001, max=_MOST_MBIT, help="Each one's link, its slower direction, in Mbit/s.")]
+Clients = Annotated[int, typer.Option("--clients", min=0, help="How many of the peers cannot be dialled: they reduce nothing.")]
+RoundTrip = Annotated[float, typer.Option("--rtt-ms", min=0.0, max=60_000.0, help="Round trip between peers, in milliseconds.")]
+Tflops = Annotated[float | None, typer.Option("--device-tflops", min=1e-6, max=1e6, help="Stated speed of each device, 10^12 a second.")]
+Share = Annotated[
+    float, typer.Option("--utilisation-of-device", min=0.001, max=1.0, help="How much of its stated speed a device reaches in training.")
+]
+Memory = Annotated[float | None, typer.Option("--memory-gib", min=0.001, help="Memory of each device; is the model too large for it?")]
+MicroBatch = Annotated[int, typer.Option("--micro-batch", min=1, help="Samples in one pass; --probe finds it.")]
+DoProbe = Annotated[bool, typer.Option("--probe", help="Measure this machine in place of --device-tflops.")]
+Device = Annotated[str, typer.Option("--device", help="Which to probe: auto, cpu or cuda.")]
+
+
+def command(  # noqa: PLR0913  each parameter is a flag
+    run_file: Annotated[Path, typer.Argument(metavar="RUN_FILE", help="TOML file of the run.")],
+    peers: Peers,
+    mbit: Mbit,
+    clients: Clients = 0,
+    rtt_ms: RoundTrip = 50.0,
+    device_tflops: Tflops = None,
+    utilisation_of_device: Share = 0.35,
+    memory_gib: Memory = None,
+    micro_batch: MicroBatch = 8,
+    probe: DoProbe = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """See `HELP`."""
+    if probe == (device_tflops is not None):
+        raise typer.BadParameter("give one of the two: what devices can do, or --probe to measure this one.", param_hint="--device-tflops")
+    from protocols.planning import Link, Machine, Members
+    from protocols.planning.values import MBIT_BYTES
+    from swarm.runfile import read_spec
+
+    spec = read_spec(run_file)
+    members = Members(peers=peers, clients=clients)
+    link = Link(bytes_per_s=mbit * MBIT_BYTES, rtt_s=rtt_ms / 1e3)
+    if device_tflops is not None:
+        machine = Machine(flops_per_s=device_tflops * 1e12 * utilisation_of_device, micro_batch_samples=micro_batch)
+    else:
+        machine = _probed(spec, device)
+    if memory_gib is not None:
+        machine = replace(machine, memory_bytes=round(memory_gib * _GIB))
+    _report(spec, members, machine, link, as_json=as_json)
+
+
+def _probed(spec: RunSpec, device: str) -> Machine:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from swarm.planning import measured_machine
+
+    wanted = configure({"device": device}, None).device
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=err, transient=True) as bar:
+        task = bar.add_task("starting", total=1.0)
+        return measured_machine(spec, wanted, lambda done, what: bar.update(task, completed=done, description=what))
+
+
+def _report(spec: RunSpec, members: Members, machine: Machine, link: Link, *, as_json: bool) -> None:
+    from protocols.planning import predict, recommend
+    from swarm.planning import settings_of, workload_of
+
+    workload, given = workload_of(spec), settings_of(spec)
+    now = predict(members, machine, link, workload, given)
+    other = predict(members, machine, link, workload, replace(given, overlap=not given.overlap))
+    better = recommend(members, machine, link, workload, given)
+    if as_json:
+        print_json(json.dumps(_as_json(members, machine, link, workload, (given, now, other), better)))
+        return
+    _show_machine(machine, workload)
+    _show_predictions(given, now, other, better)
+    for advice in better.advice:
+        out.print(f"{advice.section}.{advice.key} = {_toml(advice.value)}: {advice.why}", markup=False, soft_wrap=True)
+    for warning in better.warnings:
+        err.print(f"Warning: {warning}", style="bold yellow", markup=False, soft_wrap=True)
+    out.print("\nFor the run file:\n", markup=False)
+    out.print(run_file_lines(better), markup=False, soft_wrap=True)
+
+
+def _as_json(
+    members: Members,
+    machine: Machine,
+    link: Link,
+    workload: Workload,
+    given: tuple[Settings, Prediction, Prediction],
+    better: Recommendation,
+) -> dict[str, Any]:
+    settings, now, other = given
+    return {
+        "members": asdict(members),
+        "machine": asdict(machine),
+        "link": asdict(link),
+        "workload": asdict(workload),
+        "given": {"settings": asdict(settings), "prediction": _numbers(now), "other_overlap": _numbers(other)},
+        "recommended": {"settings": asdict(better.settings), "prediction": _numbers(better.prediction)},
+        "advice": [asdict(advice) for advice in better.advice],
+        "run_file": run_file_lines(better),
+        "warnings": list(better.warnings),
+    }
+
+
+def _numbers(found: Prediction) -> dict[str, Any]:
+    return {**asdict(found), "averaging_s": found.averaging_s}
+
+
+def run_file_lines(better: Recommendation) -> str:
+    """The recommended settings as TOML, a table for each section."""
+    lines: list[str] = []
+    for advice in better.advice:
+        if f"[{advice.section}]" not in lines:
+            lines += ["", f"[{advice.section}]"] if lines else [f"[{advice.section}]"]
+        lines.append(f"{advice.key} = {_toml(advice.value)}")
+    return "\n".join(lines)
+
+
+def _toml(value: str | int | bool) -> str:
+    """A number, a string or true and false as TOML has them, which JSON has alike."""
+    return json.dumps(value)
+
+
+def _show_machine(machine: Machine, workload: Workload) -> None:
+    flops, sample_s = workload.flops_per_sample, workload.flops_per_sample / machine.flops_per_s
+    model = f"{_short(workload.parameters)} parameters, {_short(flops)}FLOP a sample of {workload.tokens_per_sample} tokens"
+    device = f"a device of {_short(machine.flops_per_s)}FLOP/s takes {_time(sample_s)} for it"
+    out.print(f"{model}; {device}.\n", markup=False, soft_wrap=True)
+
+
+def _show_predictions(given: Settings, now: Prediction, other: Prediction, better: Recommendation) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "run file", "with overlap" if not given.overlap else "without overlap", "recommended"):
+        table.add_column(title, justify="left" if not title else "right")
+    columns = [_figures(settings, found) for settings, found in ((given, now), (given, other), (better.settings, better.prediction))]
+    for name in columns[0]:
+        table.add_row(name, *(column[name] for column in columns))
+    out.print(table)
+    out.print()
+
+
+def _figures(settings: Settings, found: Prediction) -> dict[str, str]:
+    """Name -> as people read it."""
+    return {
+        "rule, codec": f"{settings.rule}, {settings.codec}",
+        "micro-batch or inner step": _time(found.step_s),
+        "of these a peer and epoch": f"{found.inner_steps:.1f}",
+        "computing": _time(found.compute_s),
+        "averaging": " + ".join(_time(round_s) for round_s in found.rounds_s) or "nobody to average with",
+        "update": _time(found.update_s),
+        "epoch": _time(found.epoch_s),
+        "devices compute": f"{found.utilisation:.1%}",
+        "up, down a peer and epoch": f"{_short(found.up_bytes)}B, {_short(found.down_bytes)}B",
+        "busiest link an epoch": f"{_short(found.busiest_bytes)}B",
+        "samples an epoch": f"{found.epoch_samples:.0f}",
+        "samples/s of the swarm": _significant(found.samples_per_s),
+        "memory: device, CPU": f"{found.device_bytes / _GIB:.2f}, {found.host_bytes / _GIB:.2f} GiB",
+    }
+
+
+def _significant(number: float) -> str:
+    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{_significant(seconds)} s"
+
+
+def _short(number: float) -> str:
+    """With a letter for thousands, as many as there are."""
+    steps = min(max(int(math.log10(number) // 3), 0), 6) if number > 0 else 0
+    return f"{number / 1000**steps:.3g} {' kMGTPE'[steps].strip()}"
