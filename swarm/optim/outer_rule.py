@@ -36,7 +36,6 @@ class _Sent:
 
     local_F: torch.Tensor
     """The fragment as it was on this member, flat."""
-    samples: int
     steps: int
     """Inner steps made since the beginning, when it was made."""
 
@@ -131,7 +130,7 @@ class OuterRule:
             self.drop(0)
             moved_F.zero_()
             layout.flatten_into(self.shared.trained, local_F)
-        self._sent = _Sent(local_F, self.samples, self._batch.steps)
+        self._sent = _Sent(local_F, self._batch.steps)
         return Contribution(epoch, moved_F, float(self.samples), state_hash, self._first_sample)
 
     def begin_next(self) -> None:
@@ -141,7 +140,11 @@ class OuterRule:
 
     @torch.no_grad()
     def apply(self, average_D: torch.Tensor, epoch: Epoch, *, included: bool = True) -> bool:
-        """See `SyncRule.apply`. What a member contributed in vain stays in its model, and comes with its next contribution."""
+        """See `SyncRule.apply`.
+
+        A member whose contribution did not count goes on from where its model is (DiLoCo, section 3.3): what the others have not done
+        comes with its next contribution.
+        """
         self._epoch = Epoch(epoch + 1)
         sent, self._sent = self._sent, None
         if not math.isfinite(float(average_D.sum())) and not bool(torch.isfinite(average_D).all()):
@@ -149,39 +152,35 @@ class OuterRule:
             return False
         layout = self.layout(epoch)
         anchors = {slot.name: self.shared.trained[slot.name] for slot in layout.slots}
-        before_F = torch.empty(layout.size_elems)
-        layout.flatten_into(anchors, before_F)
         for name, part in layout.views(average_D).items():
             anchors[name].grad = part.clone()  # torch's SGD writes to the gradient when it has weight decay or momentum
         self.optimizer.step()
         for anchor in anchors.values():
             anchor.grad = None
-        kept_F = sent.local_F if sent and included else before_F
-        if sent and not included:
-            self._carried_samples += sent.samples
-        stood_still = sent is not None and included and self._batch.steps == sent.steps
-        self._follow(layout, kept_F, stood_still)
+        if sent is not None and included:
+            self._follow(layout, sent)
+        elif sent is None:
+            self._become(layout)
         return True
 
-    def _follow(self, layout: FlatLayout, left_F: torch.Tensor, stood_still: bool) -> None:
+    def _follow(self, layout: FlatLayout, sent: _Sent) -> None:
         """Bring the model to where the anchor is now.
 
         Streaming DiLoCo mixes both, alpha x local + (1 - alpha) x anchor, and thereby forgets a part of the steps that were made since the
-        contribution. Here the model keeps those: it is moved by (1 - alpha) x (anchor - what it had contributed from).
-
-        Args:
-            layout: of the fragment.
-            left_F: where the model was when its contribution was made, or the old anchor if that did not count.
-            stood_still: it is there still: without mixing it becomes the anchor, to the last bit.
+        contribution. Here the model keeps those: it is moved by (1 - alpha) x (anchor - where it was when it contributed).
         """
         alpha = self._settings.mixing
-        lefts = layout.views(left_F)
+        if self._batch.steps == sent.steps and not alpha:
+            self._become(layout)  # to the last bit, which sums would miss
+            return
+        lefts = layout.views(sent.local_F)
         for slot in layout.slots:
             local, anchor = self.shared.local[slot.name], self.shared.trained[slot.name]
-            if stood_still and not alpha:
-                local.copy_(anchor)
-            else:
-                local.add_((anchor - lefts[slot.name]).to(local.device, local.dtype), alpha=1 - alpha)
+            local.add_((anchor - lefts[slot.name]).to(local.device, local.dtype), alpha=1 - alpha)
+
+    def _become(self, layout: FlatLayout) -> None:
+        for slot in layout.slots:
+            self.shared.local[slot.name].copy_(self.shared.trained[slot.name])
 
     def carry(self, samples: int) -> None:
         """See `SyncRule.carry`."""

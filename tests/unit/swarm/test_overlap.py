@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from peers.local import LocalPeer
-from peers.training_peer import PeerStopped, RoundOutcome, RoundStatus
-from protocols.ids import Epoch
+from peers.training_peer import Contribution, PeerStopped, RoundOutcome, RoundStatus
 from swarm.optim import CollaborativeOptimizer, GradientSettings, OuterSettings, StepStatus
 from tests.helpers.scripted_peer import ME, Answer, Loop, ScriptedPeer, aborted, applied, behind
 
@@ -101,18 +100,19 @@ def test_a_peer_that_stops_ends_a_round_that_runs(rule: GradientSettings) -> Non
         loop.batch(1)
 
 
-def test_a_round_that_went_on_without_us_keeps_what_we_did() -> None:
-    def without_us(mine: object) -> RoundOutcome:
-        return RoundOutcome(RoundStatus.APPLIED, Epoch(0), torch.zeros(loop.opt.size_elems), 8.0, (), included_us=False)
+def test_who_was_left_out_of_a_round_goes_on_from_where_it_is() -> None:
+    def without_us(mine: Contribution) -> RoundOutcome:
+        return RoundOutcome(RoundStatus.APPLIED, mine.epoch, torch.ones(loop.opt.size_elems), 8.0, (), included_us=False)
 
     loop, peer = overlapping(RULES[1], without_us)
+    other, _ = overlapping(RULES[1])
     peer.closing = True
-    loop.batch(0)
-    moved = loop.params()
-    peer.end_round()
-    loop.batch(1)
-    assert loop.opt.samples == 8
-    assert not torch.equal(loop.params(), moved)
+    for each in (loop, other):
+        each.batch(0)
+        peer.end_round() if each is loop else None
+        each.batch(1)
+    assert (loop.opt.epoch, loop.opt.samples) == (1, 4)
+    assert torch.equal(loop.params(), other.params())
 
 
 def test_what_the_swarm_holds_can_be_measured_while_the_model_is_elsewhere() -> None:
