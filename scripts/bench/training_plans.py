@@ -93,6 +93,7 @@ def _hivemind(name: str, rate: float, **settings: Any) -> Plan:
         "state_codec": "fp16",
         "matchmaking_time": 2.0,
         "averaging_timeout": 30.0,
+        "next_chunk_timeout": 15.0,  # else it is the matchmaking time, which a chunk on a full link may well take
         "tracker_opts": {"min_refresh_period": 0.2, "default_refresh_period": 0.5, "max_refresh_period": 2.0},
     }
     return Plan(name, HIVEMIND, "hivemind", {**usual, **settings})
