@@ -73,6 +73,7 @@ class TrainingFleet:
         common: what all are given alike.
         hosts: one a member.
         directory: scratch, of this system alone.
+        finish_timeout_s: how long a member may take to end what it is in the middle of.
         package: workers are `scripts.bench.<package>_<module of the plan>`.
     """
 
@@ -80,6 +81,7 @@ class TrainingFleet:
     common: Common
     hosts: tuple[Host, ...]
     directory: Path
+    finish_timeout_s: float = FINISH_TIMEOUT_S
     package: str = "training"
     _workers: list[Worker] = field(default_factory=list)
 
@@ -101,7 +103,7 @@ class TrainingFleet:
             cpu_s = processes.cpu_s(self._sessions) - cpu_before_s
             for worker in self._workers:
                 worker.send("stop")
-            finished = [worker.expect("finished", FINISH_TIMEOUT_S) for worker in self._workers]
+            finished = [worker.expect("finished", self.finish_timeout_s) for worker in self._workers]
         finally:
             self.close()
         curve = judge.curve(self.directory / "snapshots", began_s, seconds)

@@ -22,7 +22,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from rich.table import Table
 
 from scripts.bench.fleet import BenchmarkError
 from scripts.bench.netns import NamespaceError, shaped_hosts
-from scripts.bench.training_fleet import Judge, TrainingFleet
+from scripts.bench.training_fleet import FINISH_TIMEOUT_S, Judge, TrainingFleet
 from scripts.bench.training_plans import Common, Plan
 from scripts.bench.training_report import Trained
 
@@ -94,17 +94,17 @@ def our_plan(setting: Setting) -> Plan:
     return Plan("ours", "outer", "ours", settings)
 
 
-def train(plan: Plan, setting: Setting, mbit: float, seconds: float, judge: Judge) -> Trained:
-    """One system in namespaces of its own."""
+def train(plan: Plan, setting: Setting, mbit: float, seconds: float, judge: Judge, round_s: float = 0.0) -> Trained:
+    """One system in namespaces of its own; a round of `round_s` that has begun may end."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="utilisation-benchmark-")))
         hosts = stack.enter_context(shaped_hosts([mbit] * setting.common.peers))
-        fleet = TrainingFleet(plan, setting.common, hosts, directory / plan.name, package="utilisation")
+        fleet = TrainingFleet(plan, setting.common, hosts, directory / plan.name, FINISH_TIMEOUT_S + 2 * round_s, "utilisation")
         return fleet.run(seconds, judge)
 
 
-def measure(setting: Setting, seconds: float, judge: Judge, console: Console) -> dict[str, Any]:
-    """Calibrate, then both.
+def measure(setting: Setting, seconds: float, judge: Judge, console: Console, *, with_blocking: bool) -> dict[str, Any]:
+    """Calibrate, then both, or ours alone.
 
     Returns:
         What `--json` prints.
@@ -119,7 +119,10 @@ def measure(setting: Setting, seconds: float, judge: Judge, console: Console) ->
     link = setting.link_mbit(step_s)
     ring_s = 8 * 4 * setting.parameters * 2 * (setting.common.peers - 1) / setting.common.peers / (link * 1e6)
     console.print(f"a step takes {1e3 * step_s:.0f} ms, so links are shaped to {link:.3f} Mbit/s; an fp32 exchange needs {ring_s:.0f} s")
-    blocking = train(blocking_plan(setting.h), setting, link, 0.5 * (ring_s + setting.h * step_s), judge).notes
+    blocking: Mapping[str, Any] = {}
+    if with_blocking:
+        round_s = ring_s + setting.h * step_s
+        blocking = train(blocking_plan(setting.h), setting, link, 0.5 * round_s, judge, round_s).notes
     console.print(f"ours: {seconds:.0f} s, {setting.codec}")
     began_s = time.monotonic()
     ours = train(our_plan(setting), setting, link, seconds, judge)
@@ -127,7 +130,7 @@ def measure(setting: Setting, seconds: float, judge: Judge, console: Console) ->
     steps = int(ours.notes["samples"]) / setting.common.micro_batch_samples
     return {
         "share_computing": round(ours.notes["computing_s"] / ours.notes["total_s"], 4),
-        "share_blocking": round(blocking["computing_s"] / blocking["total_s"], 4),
+        "share_blocking": round(blocking["computing_s"] / blocking["total_s"], 4) if blocking else None,
         "share_published": PUBLISHED.get((setting.h, setting.mbit)),
         "h": setting.h,
         "h_effective": round(steps / max(epochs, 1), 1),
@@ -139,15 +142,15 @@ def measure(setting: Setting, seconds: float, judge: Judge, console: Console) ->
         "sent_bytes": list(ours.sent_bytes),
         "received_bytes": list(ours.received_bytes),
         "loss": round(ours.curve[-1][1], 4),
-        "rounds_blocking": blocking["rounds"],
+        "rounds_blocking": blocking.get("rounds"),
         "wall_s": round(time.monotonic() - began_s, 1),
     }
 
 
 def _table(found: dict[str, Any]) -> Table:
     table = Table("H", "published", "blocking, here", "ours", "H as it was", "step, ms", "beside rounds", "link, Mbit/s", "epochs")
-    published = found["share_published"]
-    shares = ["" if published is None else f"{published:.2%}", f"{found['share_blocking']:.2%}", f"{found['share_computing']:.1%}"]
+    known = [found[name] for name in ("share_published", "share_blocking", "share_computing")]
+    shares = ["" if share is None else f"{share:.2%}" for share in known]
     steps = [f"{1e3 * found[name]:.0f}" for name in ("step_s", "step_s_beside_rounds")]
     table.add_row(str(found["h"]), *shares, str(found["h_effective"]), *steps, str(found["link_mbit"]), str(found["epochs"]))
     return table
@@ -166,7 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long ours trains")
     parser.add_argument("--codec", default="topk64", help="of ours")
     parser.add_argument("--preset", default="mini", help="model, a preset of swarm.models")
-    parser.add_argument("--micro-batch", type=int, default=4, help="samples of an inner step")
+    parser.add_argument("--micro-batch", type=int, default=1, help="samples of an inner step")
+    parser.add_argument("--ours-only", action="store_true", help="leave out the blocking exchange, which takes minutes for one round")
     parser.add_argument("--json", action="store_true", help="end standard output with one JSON object on a line")
     options = parser.parse_args(arguments)
     if options.peers < 2 or options.h < 1 or options.mbit <= 0 or options.seconds < 1 or options.micro_batch < 1:
@@ -176,7 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     common = Common(options.peers, 1, {"preset": options.preset}, 64, options.micro_batch)
     judge = Judge(common)
     try:
-        found = measure(Setting(common, judge.parameters, options.h, options.mbit, options.codec), options.seconds, judge, console)
+        setting = Setting(common, judge.parameters, options.h, options.mbit, options.codec)
+        found = measure(setting, options.seconds, judge, console, with_blocking=not options.ours_only)
     except (BenchmarkError, NamespaceError) as error:
         console.print(f"utilisation benchmark: {error}", markup=False)
         return 1
