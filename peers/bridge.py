@@ -5,6 +5,7 @@
     trainer thread                                        network loop
     report, announce_epoch, publish_snapshot   ──inbox──▶ PeerService.on_report, .on_epoch, .on_snapshot   in the order they were sent
     average, fetch_state (block)               ──inbox──▶ PeerService.average, .fetch_state                answers come back as futures
+    start_averaging (does not)                 ──inbox──▶ PeerService.average                              the future is the trainer's
     view, epoch_closing, snapshot_wanted       ◀──────── set_view, close_epoch, want_snapshot             instant
     replay_wanted, publish_replay              ◀───────▶ replay                                           asked and answered in order
     stopping; everything raises PeerStopped    ◀──────── stop                                             from any thread or signal handler
@@ -328,7 +329,8 @@ class PeerHandle:
                 try:
                     outcome = await _average(service, request.contribution)
                 finally:
-                    self._averaging_epoch = -1
+                    with self._changed:
+                        self._averaging_epoch = -1
                 _resolve(request.answer, outcome)
             else:
                 _resolve(request.answer, await service.fetch_state())

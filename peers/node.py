@@ -308,7 +308,9 @@ class Node:
         roles = {peer: presence.role for peer, presence in self.roster.presences.items()} | {self._me: self._settings.presence.role}
         members = [self._progress(), *self.roster.others().values()]
         bans = self._settings.ledger.bans
-        self._handle.set_view(swarm_view(self._estimate(), self._target_samples, members, roles, bans))
+        swarm = self._estimate()
+        target = target_at(self._settings.target_samples, swarm.epoch)
+        self._handle.set_view(swarm_view(swarm, target, members, roles, bans))
 
     # What the trainer asks for (PeerService)
 

@@ -42,8 +42,8 @@ class Contribution:
 
     Args:
         epoch: the epoch it was computed in (updates applied to the state it was computed from).
-        vector: flat_D, fp32 on the CPU: the mean gradient over samples first_sample .. first_sample + weight - 1 of this member in that
-            epoch. Not written to after it was handed over.
+        vector: flat_D, fp32 on the CPU. By the gradient rule the mean gradient over samples first_sample .. first_sample + weight - 1 of
+            this member in that epoch; by the outer rule how far its model moved with them. Not written to after it was handed over.
         weight: samples; 0 for a helper.
         state_hash: of the state it was computed from (32 bytes).
         first_sample: index of the first of them, as `swarm.data.assignment` counts: anybody can draw the same and compute the vector again.

@@ -245,8 +245,11 @@ class RunSpec(_Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunSpec:
-        if self.trust.verify and self.averaging.codec.startswith("topk"):
+        sparse, feedback = self.averaging.codec.startswith("topk"), self.averaging.error_feedback > 0
+        if self.trust.verify and sparse:
             raise ValueError("what a sparse codec leaves out hides lies: set verify = false in [trust], or choose another averaging.codec")
+        if sparse and not feedback:
+            raise ValueError("a sparse codec loses nearly everything without averaging.error_feedback: set it, for example to 0.9")
         return self
 
     @classmethod

@@ -4,7 +4,7 @@
 
     with connect(invite, PeerConfig(state_dir=...)) as peer:
         optimizer = CollaborativeOptimizer(
-            model, torch_optimizer, peer=peer.handle, target_batch_samples=peer.spec.optimizer.target_batch_samples
+            model, torch_optimizer, peer=peer.handle, target_batch_samples=partial(target_samples, peer.spec)
         )
 """
 

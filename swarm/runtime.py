@@ -144,7 +144,7 @@ def _make_trainer(connection: Connection, measured: Measured, *, measure_first: 
     settings = TrainerSettings(
         connection.peer,
         spec.run.seed,
-        max(1, min(micro_batch, target_samples(spec, Epoch(0)) // 4)),
+        max(1, min(micro_batch, spec.optimizer.target_batch_samples // 4)),
         helper=helper,
         replays=spec.trust.verify and spec.trust.auditors > 0,
         checkpoint_every_epochs=config.checkpoint_every_epochs,

@@ -63,7 +63,8 @@ class TrustRules:
 
 
 EPOCHS_WORTH = 4
-"""Members stop when an epoch's target is reached; nobody overshoots all of it several times by itself."""
+"""Nobody's contribution stands for more samples than so many targets. Where a round fails again and again members compute more and leave it
+out; so whoever claims more lies."""
 
 
 def trust_rules(section: TrustSection, target_samples: int) -> TrustRules | None:

@@ -39,7 +39,7 @@ def predict(members: Members, machine: Machine, link: Link, workload: Workload, 
     step_samples = step_samples_of(members, machine, settings)
     compute_s = settings.target_samples / members.peers * sample_s + CLOSING_S
     rounds_s = () if members.peers == 1 else tuple(round_s(max_bytes(axis), blocks, machine, link, settings) for axis in traffics)
-    update_s = blocks.size_elems * machine.update_s_per_elem
+    update_s = workload.parameters * machine.update_s_per_elem  # the whole state is hashed, also where a fragment is stepped
     waiting_s = 0.0 if settings.overlap or members.peers == 1 else min(step_samples, machine.micro_batch_samples) * sample_s / 2
     averaging_s = sum(rounds_s)
     busy_s = max(compute_s, averaging_s) if settings.overlap else compute_s

@@ -107,9 +107,9 @@ class Run:
         parts = [rule.contribution(epoch, NO_HASH) for rule in self._rules]
         arrived = [part for part, gone in zip(parts, lost, strict=True) if not gone]
         average = weighted_mean([part.vector for part in arrived], [part.weight for part in arrived])
-        for rule, gone in zip(self._rules, lost, strict=True):
+        for rule in self._rules:
             rule.begin_next()
-            rule.apply(average, epoch, included=not gone)
+            rule.apply(average, epoch)
 
 
 def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:

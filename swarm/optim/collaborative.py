@@ -18,6 +18,7 @@ from dataclasses import replace
 
 import torch
 
+from peers.averaging.trust_rules import EPOCHS_WORTH
 from peers.state_snapshot import StateSnapshot
 from peers.training_peer import PeerStopped, RoundOutcome, RoundStatus, TrainingPeer
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError, RoundError
@@ -103,7 +104,7 @@ class CollaborativeOptimizer(OptimizerParts):
         """
         self._check_running()
         view = self._peer.view()
-        target = target_at(self._target_samples, self.epoch)
+        target = self._target()
         if view.target_samples not in (0, target) and view.epoch == self.epoch:
             raise ConfigError(f"the run closes an epoch at {view.target_samples} samples, not {target}: correct target_batch_samples")
         if view.behind and self._round is None:  # else its outcome says so, and there are never two rounds at once
@@ -132,6 +133,10 @@ class CollaborativeOptimizer(OptimizerParts):
         if behind is not None:
             self.zero_grad()  # computed from a state that is no longer held
             return behind
+        if self._rule.samples and self._rule.samples + samples > EPOCHS_WORTH * self._target():
+            self.zero_grad()
+            self._report(self._working())
+            return self._serve_swarm() or self._outcome(StepStatus.SURPLUS)
         lost_samples = self._take_in(samples, loss, summed=summed)
         accepted = lost_samples is None
         self._meter.add(samples, loss if accepted else None)
@@ -184,7 +189,10 @@ class CollaborativeOptimizer(OptimizerParts):
 
         Raises:
             StateMismatch: it does not belong to this model and optimizer.
+            LocalProtocolError: a round runs, whose result would be of the state held before.
         """
+        if self.averaging:
+            raise LocalProtocolError("a state cannot be taken over while a round runs beside computing")
         self._held.restore(snapshot)
         lost_samples = self._rule.samples + self._outgoing.forget()
         self._rule.reset(self.epoch)
@@ -203,6 +211,7 @@ class CollaborativeOptimizer(OptimizerParts):
             StateMismatch: it does not belong to this model and optimizer.
         """
         self._started = True
+        self._outgoing.drop_stale()
         return self.load_snapshot(snapshot)
 
     def state_dict(self) -> dict[str, object]:
@@ -286,7 +295,7 @@ class CollaborativeOptimizer(OptimizerParts):
             self._rule.begin_next()
             self._meter.new_epoch()
         self._outgoing.settle(vector, self.epoch, included=outcome.included_us)
-        stepped = self._rule.apply(vector, self.epoch, included=outcome.included_us)
+        stepped = self._rule.apply(vector, self.epoch)
         self._held.advance(round(outcome.weight))
         self._announce()
         if not self._overlap:
@@ -322,8 +331,14 @@ class CollaborativeOptimizer(OptimizerParts):
         self._peer.report(self._epoch_samples(), self._meter.samples_per_s, self._meter.loss, phase)
 
     def _epoch_samples(self) -> int:
-        """Samples towards the end of the epoch that is held."""
-        return round(self._outgoing.on_its_way.weight) if self._outgoing.on_its_way else self._rule.samples
+        """Samples towards the end of the epoch that is held: all that we have, unless a round is about to close it with what we brought."""
+        sent = self._outgoing.on_its_way
+        if sent is None:
+            return self._rule.samples
+        return round(sent.weight) + (0 if self.averaging else self._rule.samples)
+
+    def _target(self) -> int:
+        return target_at(self._target_samples, self.epoch)
 
     def _check_running(self) -> None:
         if self._peer.stopping():

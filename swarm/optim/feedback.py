@@ -4,9 +4,10 @@
     kept  <- contribution + beta x kept - sent                 Seide et al. 2014; SparseLoCo, arXiv 2508.15706, algorithm 1
     kept  <- kept + sent, where the swarm's average is zero    what a reducer left out stays with its senders
 
-The last line makes the way down lossless in the same sense as the way up. A reducer returns no more elements than one member sends. Each
+The last line is for the way down what the one before it is for the way up. A reducer returns no more elements than one member sends. Each
 member sees what is missing in the result and keeps its own part of it: the parts add up to what was dropped. A reducer needs no memory of
-its own, anybody can repeat what it did bit for bit, and blocks may change hands from round to round.
+its own, anybody can repeat what it did bit for bit, and blocks may change hands from round to round. Lost all the same are a reducer's
+rounding of what it does return, and in a grid what one group's reducer drops and another's returns: members compare with the last result.
 
 Legend: F elements of what is averaged in one epoch, a fragment or all.
 """
@@ -44,6 +45,7 @@ class ErrorFeedback:
         self._decay = decay
         self._kept: dict[int, torch.Tensor] = {}
         self._sent: dict[int, _Sent] = {}
+        self._doubted = False
 
     def compress(self, key: int, own_F: torch.Tensor) -> torch.Tensor:
         """What to contribute instead of `own_F`: as it will arrive. Nothing is settled before `settle`.
@@ -71,6 +73,7 @@ class ErrorFeedback:
             average_F: what the swarm made of the contributions; not written to.
             included: whether ours was among them; if not, all is as it was before.
         """
+        self._doubted = False
         sent = self._sent.pop(key, None)
         if sent is None or not included:
             return
@@ -87,6 +90,13 @@ class ErrorFeedback:
         return dict(self._kept)
 
     def restore(self, kept: dict[int, torch.Tensor]) -> None:
-        """Take over residuals that were kept on disk."""
+        """Take over residuals that were kept on disk. They are doubted until a round is settled: they may have been sent since."""
         self._kept = dict(kept)
         self._sent.clear()
+        self._doubted = True
+
+    def drop_doubted(self) -> None:
+        """Another state is taken over: what came from disk belongs to a time before it."""
+        if self._doubted:
+            self._kept.clear()
+        self._doubted = False

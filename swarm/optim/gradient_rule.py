@@ -105,8 +105,8 @@ class GradientRule:
         """See `SyncRule.begin_next`."""
         self._accumulator.reset()
 
-    def apply(self, average_D: torch.Tensor, epoch: Epoch, *, included: bool = True) -> bool:
-        """See `SyncRule.apply`. Gradients that came too late are lost: they belong to parameters that are gone."""
+    def apply(self, average_D: torch.Tensor, epoch: Epoch) -> bool:
+        """See `SyncRule.apply`."""
         norm = global_norm(average_D)
         if not math.isfinite(norm):
             return False
@@ -122,7 +122,7 @@ class GradientRule:
         self.shared.write_back()
         return True
 
-    def carry(self, _samples: int) -> None:
+    def resume(self, _samples: int, _next_sample: int) -> None:
         """Never asked for, as nothing is kept."""
 
     def reset(self, _epoch: Epoch) -> None:

@@ -15,6 +15,8 @@ class StepStatus(StrEnum):
     """The micro-batch was added; the epoch goes on."""
     DROPPED = "dropped"
     """The micro-batch was not finite: it was left out, and what was accumulated before it too (`GradientAccumulator` says why)."""
+    SURPLUS = "surplus"
+    """The micro-batch was left out: an epoch that cannot be closed has had several times its samples, and more would not be believed."""
     WAITED = "waited"
     """A helper was not needed."""
     APPLIED = "applied"

@@ -49,8 +49,9 @@ class AdaptiveOuter(torch.optim.Optimizer):
                 if param.grad is None:
                     continue
                 state: dict[str, Any] = self.state[param]
-                mean = state.setdefault("mean", torch.zeros_like(param))
-                squares = state.setdefault("squares", torch.zeros_like(param))
+                if not state:
+                    state["mean"], state["squares"] = torch.zeros_like(param), torch.zeros_like(param)
+                mean, squares = state["mean"], state["squares"]
                 mean.mul_(beta1).add_(param.grad * (1 - beta1))
                 self._squares(squares, param.grad * param.grad, beta2)
                 param.sub_(mean * lr / (squares.sqrt() + eps))

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from peers.training_peer import Contribution
+from protocols.errors import ConfigError
 from protocols.ids import Epoch
 from protocols.layout import FlatLayout
 from swarm.optim.anchor import Anchor
@@ -34,6 +35,7 @@ from swarm.optim.settings import OuterSettings
 class _Sent:
     """What the contribution on its way was made of."""
 
+    layout: FlatLayout
     local_F: torch.Tensor
     """The fragment as it was on this member, flat."""
     steps: int
@@ -56,6 +58,8 @@ class OuterRule:
 
     def __init__(self, model: torch.nn.Module, inner: torch.optim.Optimizer, settings: OuterSettings) -> None:
         self.shared = Anchor(model, inner)
+        if any(param.dtype != torch.float32 for param in self.shared.local_trained.values()):
+            raise ConfigError("by the outer rule trained parameters are fp32, or small steps would be lost; compute in bf16 by autocast")
         self._settings = settings
         self.own = OwnParams(self.shared.local_trained, inner)
         self._batch = InnerBatch(self.shared.local_trained, inner, settings)
@@ -71,7 +75,7 @@ class OuterRule:
 
     @property
     def samples(self) -> int:
-        """Samples computed for the next contribution, those of one that was not taken included."""
+        """Samples computed for the next contribution, those before a restart included."""
         return self._carried_samples + self._samples
 
     @property
@@ -130,7 +134,7 @@ class OuterRule:
             self.drop(0)
             moved_F.zero_()
             layout.flatten_into(self.shared.trained, local_F)
-        self._sent = _Sent(local_F, self._batch.steps)
+        self._sent = _Sent(layout, local_F, self._batch.steps)
         return Contribution(epoch, moved_F, float(self.samples), state_hash, self._first_sample)
 
     def begin_next(self) -> None:
@@ -139,11 +143,10 @@ class OuterRule:
         self._epoch = Epoch(self._epoch + 1)
 
     @torch.no_grad()
-    def apply(self, average_D: torch.Tensor, epoch: Epoch, *, included: bool = True) -> bool:
+    def apply(self, average_D: torch.Tensor, epoch: Epoch) -> bool:
         """See `SyncRule.apply`.
 
-        A member whose contribution did not count goes on from where its model is (DiLoCo, section 3.3): what the others have not done
-        comes with its next contribution.
+        The model follows whether its contribution counted or not: what was in vain is lost; it would come again when others have done it.
         """
         self._epoch = Epoch(epoch + 1)
         sent, self._sent = self._sent, None
@@ -157,13 +160,13 @@ class OuterRule:
         self.optimizer.step()
         for anchor in anchors.values():
             anchor.grad = None
-        if sent is not None and included:
-            self._follow(layout, sent)
-        elif sent is None:
+        if sent is None:
             self._become(layout)
+        else:
+            self._follow(sent)
         return True
 
-    def _follow(self, layout: FlatLayout, sent: _Sent) -> None:
+    def _follow(self, sent: _Sent) -> None:
         """Bring the model to where the anchor is now.
 
         Streaming DiLoCo mixes both, alpha x local + (1 - alpha) x anchor, and thereby forgets a part of the steps that were made since the
@@ -171,10 +174,10 @@ class OuterRule:
         """
         alpha = self._settings.mixing
         if self._batch.steps == sent.steps and not alpha:
-            self._become(layout)  # to the last bit, which sums would miss
+            self._become(sent.layout)  # to the last bit, which sums would miss
             return
-        lefts = layout.views(sent.local_F)
-        for slot in layout.slots:
+        lefts = sent.layout.views(sent.local_F)
+        for slot in sent.layout.slots:
             local, anchor = self.shared.local[slot.name], self.shared.trained[slot.name]
             local.add_((anchor - lefts[slot.name]).to(local.device, local.dtype), alpha=1 - alpha)
 
@@ -182,9 +185,9 @@ class OuterRule:
         for slot in layout.slots:
             self.shared.local[slot.name].copy_(self.shared.trained[slot.name])
 
-    def carry(self, samples: int) -> None:
-        """See `SyncRule.carry`."""
-        self._carried_samples += samples
+    def resume(self, samples: int, next_sample: int) -> None:
+        """See `SyncRule.resume`."""
+        self._carried_samples, self._first_sample = samples, next_sample
 
     def reset(self, epoch: Epoch) -> None:
         """See `SyncRule.reset`: the model starts from the anchor; the inner optimizer keeps its state, which still fits roughly."""
@@ -199,3 +202,5 @@ class OuterRule:
         self._samples = self._carried_samples = 0
         self._batch.forget()
         self.shared.write_back()
+        if self._sent is not None:  # what is on its way is no longer in the model
+            self._sent.layout.flatten_into(self.shared.trained, self._sent.local_F)

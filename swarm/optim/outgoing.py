@@ -30,6 +30,8 @@ class Outgoing:
         """What to bring to the round that closes `epoch`: the one that is on its way already, or a new one."""
         if self.on_its_way is not None:
             return self.on_its_way
+        if self.feedback is not None:
+            self.feedback.forget_sent()  # of a round that failed
         contribution = self._rule.contribution(epoch, state_hash)
         if self.feedback is None or not contribution.weight:
             return contribution
@@ -46,6 +48,11 @@ class Outgoing:
         if self.feedback is not None:
             self.feedback.settle(self._rule.turn(epoch), average_D, included=included)
         self.on_its_way = None
+
+    def drop_stale(self) -> None:
+        """The swarm has gone on since we were started: what was kept on disk may have been sent in between."""
+        if self.feedback is not None:
+            self.feedback.drop_doubted()
 
     def forget(self) -> int:
         """Another state is taken over.

@@ -41,12 +41,13 @@ def own_snapshot(rule: SyncRule, feedback: ErrorFeedback | None, epoch: Epoch, s
         named += [(f"feedback/{key}", kept_F) for key, kept_F in sorted(feedback.kept.items())]
     if not named:
         return None
-    meta = {"format": FORMAT, "rule": rule.name, "state": state_hash.hex(), "samples": rule.samples}
+    meta: dict[str, object] = {"format": FORMAT, "rule": rule.name, "state": state_hash.hex()}
+    meta |= {"samples": rule.samples, "next_sample": rule.next_sample, "optimizer": type(own.optimizer).__name__ if own else ""}
     return StateSnapshot.of(named, epoch=epoch, accepted_samples=0, meta=meta)
 
 
 def restore_own(rule: SyncRule, feedback: ErrorFeedback | None, state_hash: bytes, snapshot: StateSnapshot) -> None:
-    """Take it over again. Where the shared state is another one by now, the model stays at that, and the rest is taken over.
+    """Take it over again. Where the shared state is another one by now, only the inner optimizer is: the rest may have been sent since.
 
     Args:
         rule, feedback: whose.
@@ -57,19 +58,22 @@ def restore_own(rule: SyncRule, feedback: ErrorFeedback | None, state_hash: byte
         StateMismatch: it is of another model, optimizer or rule, or damaged; nothing has changed.
     """
     meta = snapshot.manifest.meta
-    if (meta.get("format"), meta.get("rule")) != (FORMAT, rule.name):
-        raise StateMismatch("what this member kept for itself is of another sync rule or version")
+    optimizer = type(rule.own.optimizer).__name__ if rule.own else ""
+    if (meta.get("format"), meta.get("rule"), meta.get("optimizer")) != (FORMAT, rule.name, optimizer):
+        raise StateMismatch("what this member kept for itself is of another sync rule, optimizer or version")
     tensors = dict(snapshot.tensors())
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point()):
         raise StateMismatch("what this member kept for itself holds a value that is not finite")
     kept = _feedback_of(tensors, rule) if feedback is not None else {}
-    own = rule.own
+    own, same_state = rule.own, meta.get("state") == state_hash.hex()
+    samples, next_sample = meta.get("samples"), meta.get("next_sample")
+    if not (isinstance(samples, int) and isinstance(next_sample, int) and samples >= 0 and next_sample >= 0):
+        raise StateMismatch("what this member kept for itself does not say how much it had computed")
     if own is not None:
-        same_state = meta.get("state") == state_hash.hex()
         _restore_params(own, tensors, same_state=same_state)
-        if same_state and isinstance(samples := meta.get("samples"), int) and samples > 0:
-            rule.carry(samples)
-    if feedback is not None:
+        if same_state:
+            rule.resume(samples, next_sample)
+    if feedback is not None and same_state:
         feedback.restore(kept)
 
 
@@ -98,7 +102,8 @@ def _feedback_of(tensors: Mapping[str, torch.Tensor], rule: SyncRule) -> dict[in
         kind, _, key = name.partition("/")
         if kind != "feedback":
             continue
-        if not key.isdecimal() or len(key) > 6 or tensor.shape != (rule.layout(Epoch(int(key))).size_elems,):
+        turn = int(key) if key.isdecimal() and len(key) <= 6 else -1
+        if turn < 0 or rule.turn(Epoch(turn)) != turn or tensor.shape != (rule.layout(Epoch(turn)).size_elems,):
             raise StateMismatch(f"what this member kept for itself does not fit: {name[:120]!r}")
-        kept[int(key)] = tensor
+        kept[turn] = tensor
     return kept

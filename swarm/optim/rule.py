@@ -114,20 +114,24 @@ class SyncRule(Protocol):
     def begin_next(self) -> None:
         """The last contribution is on its way: what is added from now on belongs to the epoch after it."""
 
-    def apply(self, average_D: torch.Tensor, epoch: Epoch, *, included: bool = True) -> bool:
+    def apply(self, average_D: torch.Tensor, epoch: Epoch) -> bool:
         """Take the step that closes `epoch`.
 
         Args:
             average_D: flat_D fp32 in `layout(epoch)`, the same bytes on every member; not written to.
             epoch: which one is closed.
-            included: whether our last contribution is part of it.
 
         Returns:
             False if the average was not finite; then no step is taken, by any member.
         """
 
-    def carry(self, samples: int) -> None:
-        """The model has come back from disk as it was: it holds what so many samples did, which the next contribution stands for too."""
+    def resume(self, samples: int, next_sample: int) -> None:
+        """The model has come back from disk as it was: it holds what so many samples did, which the next contribution stands for too.
+
+        Args:
+            samples: at least 0.
+            next_sample: index in the epoch of the next one to compute.
+        """
 
     def reset(self, epoch: Epoch) -> None:
         """The anchor has been replaced by that of `epoch`: forget what was computed from the old one."""

@@ -298,7 +298,10 @@ def test_sparse_codecs_are_not_for_runs_that_verify() -> None:
     run = {"run": {"name": "a"}, "model": {"preset": "tiny"}, "averaging": {"codec": "topk64", "error_feedback": 0.95}}
     with pytest.raises(ConfigError, match="verify = false"):
         RunSpec.from_settings(run)
-    assert RunSpec.from_settings(run | {"trust": {"verify": False}}).averaging.codec == "topk64"
+    believing = run | {"trust": {"verify": False}}
+    assert RunSpec.from_settings(believing).averaging.codec == "topk64"
+    with pytest.raises(ConfigError, match="error_feedback"):
+        RunSpec.from_settings(believing | {"averaging": {"codec": "topk64"}})
 
 
 def test_the_target_rises_in_a_straight_line_and_stays() -> None:

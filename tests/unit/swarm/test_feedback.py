@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
+
 import pytest
 import torch
 
 from protocols.aggregation.mean import weighted_mean
 from protocols.codecs import codec_named
 from protocols.errors import ConfigError
+from swarm.optim import CollaborativeOptimizer, OuterSettings, StepStatus
 from swarm.optim.feedback import ErrorFeedback
 from swarm.optim.settings import FeedbackSettings
+from tests.helpers.scripted_peer import Loop, ScriptedPeer, aborted, applied
 
 ELEMS, BLOCK = 3 * 4096, 8192
 ATOL = 1e-5
@@ -112,3 +117,18 @@ def test_contributions_are_not_written_to() -> None:
 def test_a_decay_that_makes_no_sense_is_refused(decay: float) -> None:
     with pytest.raises(ConfigError):
         FeedbackSettings("topk64", 4096, decay)
+
+
+def test_a_contribution_that_was_never_sent_is_not_settled() -> None:
+    """It was made, its round failed, what it was made of was dropped, and the next round is one of nothing."""
+    loop = Loop(ScriptedPeer(deque([aborted, applied()])))
+    rule = OuterSettings(inner_batch_samples=4, feedback=FeedbackSettings("topk64", 4096))
+    loop.opt = CollaborativeOptimizer(loop.model, loop.inner, peer=loop.peer, target_batch_samples=8, rule=rule, clock=lambda: 0.0)
+    assert isinstance(loop.peer, ScriptedPeer)
+    loop.peer.closing = True
+    assert loop.batch(0) is StepStatus.ABORTED
+    loop.peer.closing = True
+    assert loop.batch(1, scale=math.nan) is StepStatus.APPLIED
+    feedback = loop.opt._outgoing.feedback
+    assert feedback is not None
+    assert feedback.kept == {}

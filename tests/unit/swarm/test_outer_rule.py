@@ -232,19 +232,24 @@ def test_mixing_keeps_a_part_of_what_is_local() -> None:
     assert torch.allclose(member.local(), 0.25 * local + 0.75 * member.shared(), atol=1e-6)
 
 
-def test_who_contributed_in_vain_goes_on_from_where_it_is() -> None:
+def test_a_batch_that_is_not_finite_while_a_round_runs_leaves_the_model_at_the_anchor() -> None:
     member = Member(**PLAIN)
     member.compute(0)
     sent = member.rule.contribution(Epoch(0), HASH)
     member.rule.begin_next()
-    member.compute(1, samples=2)
-    local, others = member.local(), torch.full_like(sent.vector, 0.01)
-    assert member.rule.apply(others, Epoch(0), included=False)
-    assert torch.equal(member.local(), local)
-    again = member.rule.contribution(Epoch(1), HASH)
-    assert again.weight == 2
-    assert torch.allclose(member.shared(), flat(Member().model.parameters()) - 0.01, atol=1e-6)
-    assert torch.allclose(again.vector, member.shared() - member.local(), atol=1e-6), "without what the others have done"
+    member.rule.drop(4)
+    assert torch.equal(member.local(), member.shared())
+    assert member.rule.apply(sent.vector / 2, Epoch(0))
+    assert torch.allclose(member.local(), member.shared(), atol=1e-6)
+    idle = member.rule.contribution(Epoch(1), HASH)
+    assert (idle.weight, member.rule.next_sample) == (0, 4)
+    assert float(idle.vector.abs().max()) < 1e-6
+
+
+def test_trained_parameters_are_fp32() -> None:
+    model = torch.nn.Linear(2, 1).bfloat16()
+    with pytest.raises(ConfigError, match="autocast"):
+        OuterRule(model, torch.optim.SGD(model.parameters(), lr=0.1), settings())
 
 
 def test_a_model_that_is_no_longer_finite_goes_back_to_the_anchor() -> None:

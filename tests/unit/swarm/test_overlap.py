@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from peers.local import LocalPeer
-from peers.training_peer import Contribution, PeerStopped, RoundOutcome, RoundStatus
+from peers.training_peer import PeerStopped
+from protocols.errors import LocalProtocolError
 from swarm.optim import CollaborativeOptimizer, GradientSettings, OuterSettings, StepStatus
 from tests.helpers.scripted_peer import ME, Answer, Loop, ScriptedPeer, aborted, applied, behind
 
@@ -55,7 +56,7 @@ def test_a_round_that_fails_is_tried_again_with_the_same_contribution(rule: Grad
     loop.batch(1)
     peer.end_round()
     assert loop.batch(2) is StepStatus.ABORTED
-    assert peer.reports[-1] == (4, "training")
+    assert peer.reports[-1] == (12, "training")
     peer.closing = True
     assert loop.batch(3) is StepStatus.ACCUMULATED
     assert peer.contributions[1] is peer.contributions[0]
@@ -100,19 +101,36 @@ def test_a_peer_that_stops_ends_a_round_that_runs(rule: GradientSettings) -> Non
         loop.batch(1)
 
 
-def test_who_was_left_out_of_a_round_goes_on_from_where_it_is() -> None:
-    def without_us(mine: Contribution) -> RoundOutcome:
-        return RoundOutcome(RoundStatus.APPLIED, mine.epoch, torch.ones(loop.opt.size_elems), 8.0, (), included_us=False)
-
-    loop, peer = overlapping(RULES[1], without_us)
-    other, _ = overlapping(RULES[1])
+def test_what_has_been_computed_counts_where_a_round_failed_and_its_members_are_gone() -> None:
+    """Else the swarm would wait for ever for the samples of those who do not come back."""
+    loop, peer = overlapping(RULES[0], aborted)
     peer.closing = True
-    for each in (loop, other):
-        each.batch(0)
-        peer.end_round() if each is loop else None
-        each.batch(1)
-    assert (loop.opt.epoch, loop.opt.samples) == (1, 4)
-    assert torch.equal(loop.params(), other.params())
+    loop.batch(0)
+    loop.batch(1)
+    assert peer.reports[-1][0] == 4
+    peer.end_round()
+    for number in (2, 3):
+        loop.batch(number)
+    assert peer.reports[-1][0] == 16
+
+
+@every_rule
+def test_nobody_claims_more_samples_than_others_would_believe(rule: GradientSettings) -> None:
+    loop, peer = overlapping(rule)
+    peer.closing = True
+    statuses = [loop.batch(number) for number in range(12)]
+    assert statuses[1:9] == [StepStatus.ACCUMULATED] * 8, "four targets of 8 samples"
+    assert statuses[9:] == [StepStatus.SURPLUS] * 3
+    assert (loop.opt.samples, loop.opt.next_sample) == (32, 32)
+
+
+def test_no_state_is_taken_over_while_a_round_runs() -> None:
+    loop, peer = overlapping(RULES[1])
+    before = loop.opt.snapshot()
+    peer.closing = True
+    loop.batch(0)
+    with pytest.raises(LocalProtocolError, match="while a round runs"):
+        loop.opt.load_snapshot(before)
 
 
 def test_what_the_swarm_holds_can_be_measured_while_the_model_is_elsewhere() -> None:

@@ -52,7 +52,7 @@ def test_after_a_restart_a_member_goes_on_to_the_bit_where_it_was(tmp_path: Path
         assert kept is not None
         load(kept)
     assert torch.equal(after.params(), before.params())
-    assert (after.opt.samples, after.opt.epoch) == (before.opt.samples, before.opt.epoch)
+    assert (after.opt.samples, after.opt.next_sample, after.opt.epoch) == (before.opt.samples, before.opt.next_sample, before.opt.epoch)
     for number in range(5, 9):
         for loop in (before, after):
             assert isinstance(loop.peer, ScriptedPeer)
@@ -62,7 +62,7 @@ def test_after_a_restart_a_member_goes_on_to_the_bit_where_it_was(tmp_path: Path
     assert after.opt.state_hash == before.opt.state_hash
 
 
-def test_with_a_later_shared_state_only_the_model_is_not_taken_over() -> None:
+def test_with_a_later_shared_state_only_the_inner_optimizer_is_taken_over() -> None:
     before, later = trained(), trained()
     assert isinstance(later.peer, ScriptedPeer)
     later.peer.closing = True
@@ -72,7 +72,9 @@ def test_with_a_later_shared_state_only_the_model_is_not_taken_over() -> None:
     shared = after.params()
     after.opt.load_own(own_of(before))
     assert torch.equal(after.params(), shared)
-    assert after.opt.samples == 0
+    assert (after.opt.samples, after.opt.next_sample) == (0, 0)
+    assert after.opt._outgoing.feedback is not None
+    assert after.opt._outgoing.feedback.kept == {}, "it may have been sent meanwhile"
     first = next(iter(after.model.parameters()))
     assert torch.equal(after.inner.state[first]["exp_avg"], before.inner.state[next(iter(before.model.parameters()))]["exp_avg"])
 
@@ -89,8 +91,24 @@ def test_what_belongs_to_something_else_is_refused_and_changes_nothing() -> None
     with pytest.raises(StateMismatch, match="does not fit"):
         wider.opt.load_own(own)
     assert torch.equal(wider.params(), before)
+    with pytest.raises(StateMismatch, match="another sync rule, optimizer"):
+        loop_of(optimizer="sgd").opt.load_own(own)
     with pytest.raises(StateMismatch, match="another sync rule"):
         loop_of(GradientSettings(feedback=FEEDBACK)).opt.load_own(own)
     damaged = [(name, torch.full_like(tensor, torch.nan) if tensor.dim() else tensor) for name, tensor in own.tensors()]
     with pytest.raises(StateMismatch, match="not finite"):
         loop_of().opt.load_own(StateSnapshot.of(damaged, epoch=Epoch(2), accepted_samples=0, meta=dict(own.manifest.meta)))
+
+
+def test_residuals_from_disk_are_not_sent_again_where_the_swarm_has_gone_on() -> None:
+    before = trained()
+    for goes_on in (False, True):
+        after = loop_of()
+        after.opt.load_snapshot(before.opt.snapshot())
+        after.opt.load_own(own_of(before))
+        feedback = after.opt._outgoing.feedback
+        assert feedback is not None
+        assert feedback.kept
+        if goes_on:
+            after.opt.take_over(before.opt.snapshot())
+        assert bool(feedback.kept) is not goes_on
