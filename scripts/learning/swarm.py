@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from peers.averaging.context import AveragingRules
+from peers.averaging.trust_rules import TrustRules
 from peers.clock import SIMULATION_START, SimulatedClock
 from peers.node import Node
 from peers.node_settings import NodeSettings
@@ -51,6 +52,7 @@ class Learning:
         link: of every member.
         block_elems: elements of a block.
         seed: of everything random.
+        trust: how rounds are verified; None: everybody is believed.
     """
 
     dataset: Dataset
@@ -66,6 +68,7 @@ class Learning:
     link: LinkSpec = _HOME_LINK
     block_elems: int = 2**16
     seed: int = 0
+    trust: TrustRules | None = None
 
 
 @dataclass
@@ -181,7 +184,7 @@ class LearningSwarm:
     def _make(self, number: int) -> Learner:
         learning, papers = self._learning, self._papers
         who, sealer = papers.identity(number), papers.sealer(number)
-        rules = AveragingRules(papers.run, learning.block_elems, codec_named(learning.codec), learning.max_group)
+        rules = AveragingRules(papers.run, learning.block_elems, codec_named(learning.codec), learning.max_group, trust=learning.trust)
         leaf_pem = papers.chain(number).leaf_pem
         presence = Presence(who.peer, "", leaf_pem, (), "trainer", "cpu", _BANDWIDTH_BYTES_PER_S, SIMULATION_START, "simulated")
         settings = NodeSettings(

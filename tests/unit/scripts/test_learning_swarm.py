@@ -1,0 +1,120 @@
+"""Whole nodes that learn by the outer rule on virtual time: they go on when members vanish, networks fail, and targets rise."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from peers.averaging.trust_rules import EPOCHS_WORTH, TrustRules
+from peers.simulation import run_simulated
+from scripts.learning.learner import Learner
+from scripts.learning.swarm import Learning, LearningSwarm
+from scripts.learning.task import OUTER, small_task
+from swarm.optim import GradientSettings
+
+MEMBERS = 3
+TARGET = 12 * MEMBERS
+LIMIT_S = 600.0
+
+
+def task(**changes: object) -> Learning:
+    learning = replace(small_task(target_samples=TARGET, until_samples=10**9), step_s=1.0)
+    return replace(learning, **changes)  # type: ignore[arg-type]
+
+
+class Scene(LearningSwarm):
+    """A swarm to which a test does things."""
+
+    async def play(self, script: Callable[[Scene], Awaitable[None]]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(self._count):
+                self._join(tasks)
+            await self.until(lambda: self._accepted() >= TARGET)
+            await script(self)
+            for member in list(self.members):
+                self._end(member)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            while not condition():
+                await asyncio.sleep(0.05)
+
+    async def pass_time(self, duration_s: float) -> None:
+        await asyncio.sleep(duration_s)
+
+    def vanish(self, member: Learner) -> None:
+        """Without a word, and for good."""
+        self.cut(member)
+        self._end(member)
+
+    def cut(self, member: Learner) -> None:
+        self._network.partition({member.peer}, {other.peer for other in self.members} - {member.peer})
+
+    def heal(self) -> None:
+        self._network.heal()
+
+    def bans(self) -> int:
+        return sum(len(member.node._settings.ledger.bans) for member in self.members)
+
+
+def play(learning: Learning, members: int, script: Callable[[Scene], Awaitable[None]]) -> None:
+    torch.set_num_threads(1)
+    scene = Scene(learning, members)
+    run_simulated(scene.play(script), 0, limit_s=10 * LIMIT_S)
+
+
+def test_members_that_learn_hold_the_same_bytes() -> None:
+    async def script(scene: Scene) -> None:
+        def agree() -> bool:
+            return len({member.optimizer.epoch for member in scene.members}) == 1 and scene.members[0].optimizer.epoch >= 3
+
+        await scene.until(agree)
+        assert len({member.optimizer.state_hash for member in scene.members}) == 1
+        flat = [member.parameters() for member in scene.members]
+        assert all(torch.equal(each, flat[0]) for each in flat)
+
+    play(task(), MEMBERS, script)
+
+
+def test_the_others_go_on_when_half_of_them_vanish_in_a_round() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.until(lambda: all(member.optimizer.averaging for member in scene.members))
+        scene.vanish(scene.members[0])
+        (left,) = scene.members
+        epoch = left.optimizer.epoch
+        await scene.until(lambda: left.optimizer.epoch >= epoch + 2)
+
+    play(replace(task(), link=replace(task().link, bandwidth_bytes_per_s=6e5)), 2, script)
+
+
+@pytest.mark.parametrize("rule", [OUTER, GradientSettings(overlap=True)])
+def test_nobody_is_banned_for_what_it_computed_while_the_network_was_down(rule: GradientSettings) -> None:
+    async def script(scene: Scene) -> None:
+        await scene.until(lambda: all(member.optimizer.averaging for member in scene.members))
+        for member in scene.members:
+            scene.cut(member)
+        await scene.pass_time(90.0)
+        scene.heal()
+        epoch = max(member.optimizer.epoch for member in scene.members)
+        await scene.until(lambda: min(member.optimizer.epoch for member in scene.members) >= epoch + 2)
+        assert scene.bans() == 0
+        assert len(scene.members) == MEMBERS
+
+    trust = TrustRules(most_samples=EPOCHS_WORTH * TARGET, probation_epochs=0)
+    play(task(rule=rule, trust=trust), MEMBERS, script)
+
+
+def test_newcomers_fetch_the_state_and_count() -> None:
+    async def script(scene: Scene) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            scene._join(tasks)
+            newcomer = scene.members[-1]
+            await scene.until(lambda: newcomer.optimizer.epoch >= 2 and newcomer.computed_samples > TARGET)
+            assert newcomer.optimizer.state_hash in {member.optimizer.state_hash for member in scene.members[:-1]}
+            scene._end(newcomer)
+
+    play(task(), MEMBERS, script)
