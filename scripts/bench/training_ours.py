@@ -42,6 +42,7 @@ class Ours:
     """One member; rank 0 founds the run and trains like the others."""
 
     trainer_type: type[Trainer] = Trainer
+    optimizer_type: type[CollaborativeOptimizer] = CollaborativeOptimizer
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -78,10 +79,9 @@ class Ours:
     def _build(self, task: Task) -> None:
         spec = self._connection.spec
         self._model = build_model(spec.model.model_dump(exclude_none=True), spec.run.seed)
-        self._inner = make_optimizer(spec, self._model)
-        self._optimizer = CollaborativeOptimizer(
+        self._optimizer = self.optimizer_type(
             self._model,
-            self._inner,
+            make_optimizer(spec, self._model),
             peer=self._connection.handle,
             target_batch_samples=spec.optimizer.target_batch_samples,
             rule=rule_settings(spec),

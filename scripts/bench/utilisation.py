@@ -10,7 +10,7 @@ would take to send in fp32 as it is there. Then, in the same namespaces:
     blocking    the grid's way: H steps, then everybody waits for gloo's fp32 all-reduce
     ours        whole members: outer rule, rounds beside computing, few bytes; an epoch's target is H steps of everybody
 
-`share_computing` is the time in forward, backward and inner step by all time. With rounds beside computing nobody waits when a round takes
+`share_computing` is the time in forward, backward and inner steps by all time. With rounds beside computing nobody waits when a round takes
 longer than an epoch; epochs grow instead. So H as it really was is measured too (`h_effective`).
 """
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from typing import Any
 
 from protocols.ids import Epoch, PeerId
-from scripts.bench.training_member import Recorder, Task, serve
+from scripts.bench.training_member import Recorder, serve
 from scripts.bench.training_ours import Ours
-from scripts.bench.worker import Publish
+from swarm.optim.collaborative import CollaborativeOptimizer
+from swarm.optim.outcome import StepOutcome, StepStatus
 from swarm.training.gradients import LossSum
 from swarm.training.trainer import Trainer
 
 
 class TimedTrainer(Trainer):
-    """Adds up the time in which it computes: forward, backward and inner step."""
+    """Adds up the time of forward and backward passes."""
 
     computing_s = 0.0
 
@@ -28,35 +28,36 @@ class TimedTrainer(Trainer):
             self.computing_s += time.monotonic() - began_s
 
 
+class TimedOptimizer(CollaborativeOptimizer):
+    """Adds up the time of inner steps: of calls in which no round begins or ends."""
+
+    computing_s = 0.0
+
+    def step(self, samples: int, loss: float | None = None, *, summed: bool = False) -> StepOutcome:
+        """As it is."""
+        began_s, averaging = time.monotonic(), self.averaging
+        outcome = super().step(samples, loss, summed=summed)
+        if outcome.status is StepStatus.ACCUMULATED and self.averaging is averaging:
+            self.computing_s += time.monotonic() - began_s
+        return outcome
+
+
 class Timed(Ours):
     """One member; rank 0 founds the run and trains like the others."""
 
     trainer_type = TimedTrainer
-
-    def open(self, task: Task, publish: Publish) -> dict[str, Any]:
-        """As in the training benchmark."""
-        self._stepping_s = self._step_began_s = 0.0
-        about = super().open(task, publish)
-        self._inner.register_step_pre_hook(self._step_begins)
-        self._inner.register_step_post_hook(self._step_ends)
-        return about
-
-    def _step_begins(self, *_: object) -> None:
-        self._step_began_s = time.monotonic()
-
-    def _step_ends(self, *_: object) -> None:
-        self._stepping_s += time.monotonic() - self._step_began_s
+    optimizer_type = TimedOptimizer
 
     def train(self, recorder: Recorder, stopping: threading.Event) -> None:
         """The library's loop, until told to stop."""
-        trainer = self._trainer
-        if not isinstance(trainer, TimedTrainer):
-            raise TypeError("the trainer that was built does not tell how long it computes")
+        trainer, optimizer = self._trainer, self._optimizer
+        if not isinstance(trainer, TimedTrainer) or not isinstance(optimizer, TimedOptimizer):
+            raise TypeError("what was built does not tell how long it computes")
         began_s = time.monotonic()
 
         def note() -> None:
             stopping.wait()
-            recorder.notes["computing_s"] = trainer.computing_s + self._stepping_s
+            recorder.notes["computing_s"] = trainer.computing_s + optimizer.computing_s
             recorder.notes["total_s"] = time.monotonic() - began_s
 
         watcher = threading.Thread(target=note, daemon=True)
