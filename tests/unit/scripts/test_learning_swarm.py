@@ -15,6 +15,7 @@ from scripts.learning.learner import Learner
 from scripts.learning.swarm import Learning, LearningSwarm
 from scripts.learning.task import OUTER, small_task
 from swarm.optim import GradientSettings
+from tests.helpers.attack_scene import time_passes
 
 MEMBERS = 3
 TARGET = 12 * MEMBERS
@@ -41,10 +42,7 @@ class Scene(LearningSwarm):
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(LIMIT_S):
             while not condition():
-                await asyncio.sleep(0.05)
-
-    async def pass_time(self, duration_s: float) -> None:
-        await asyncio.sleep(duration_s)
+                await time_passes(0.05)
 
     def vanish(self, member: Learner) -> None:
         """Without a word, and for good."""
@@ -97,7 +95,7 @@ def test_nobody_is_banned_for_what_it_computed_while_the_network_was_down(rule: 
         await scene.until(lambda: all(member.optimizer.averaging for member in scene.members))
         for member in scene.members:
             scene.cut(member)
-        await scene.pass_time(90.0)
+        await time_passes(90.0)
         scene.heal()
         epoch = max(member.optimizer.epoch for member in scene.members)
         await scene.until(lambda: min(member.optimizer.epoch for member in scene.members) >= epoch + 2)
