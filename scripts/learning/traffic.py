@@ -16,9 +16,9 @@ from protocols.codecs import codec_named
 from protocols.ids import Epoch, RunId
 from protocols.messages import Join
 
-_LINK = LinkSpec(latency_s=0.03, jitter_s=0.01, bandwidth_bytes_per_s=2.5e6)
+_LINK = LinkSpec(latency_s=0.03, jitter_s=0.01, bandwidth_bytes_per_s=1e8)  # bits do not depend on it
 _RUN = RunId(b"t" * 32)
-_BANDWIDTH = 10_000_000
+_BANDWIDTH = 100_000_000
 
 
 async def bytes_of_a_round(members: int, codec: str, elems: int, block_elems: int) -> tuple[float, float]:
