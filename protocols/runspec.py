@@ -168,7 +168,7 @@ class ScheduleSection(_Section):
     total_epochs: Annotated[int, Field(ge=1, le=10**9)] = 1000
     kind: Literal["constant", "linear", "cosine"] = "cosine"
     final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
-    ramp_epochs: Annotated[int, Field(ge=0)] = 0
+    ramp_epochs: Annotated[int, Field(ge=0, le=10**9)] = 0
     ramp_start: Annotated[float, Field(gt=0, le=1)] = 0.125
 
     @model_validator(mode="after")

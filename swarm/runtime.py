@@ -152,11 +152,13 @@ def _make_trainer(connection: Connection, measured: Measured, *, measure_first: 
     )
     evaluate = _evaluation(optimizer, model, dataset, measured)
     remember = _remembering(optimizer, measured)
-    if measure_first:
-        evaluate(None)
     actions = (EpochAction(1, remember), EpochAction(EVALUATE_EVERY_EPOCHS[config.role], evaluate))
     store = CheckpointStore(config.checkpoints_dir, config.checkpoints_kept)
-    return Trainer(model, optimizer, connection.handle, dataset, store, settings, actions)
+    trainer = Trainer(model, optimizer, connection.handle, dataset, store, settings, actions)
+    if measure_first:
+        trainer.load_newest_checkpoint()
+        evaluate(None)
+    return trainer
 
 
 def rule_settings(spec: RunSpec) -> GradientSettings:
@@ -207,7 +209,7 @@ def _evaluation(
     def evaluate(outcome: StepOutcome | None) -> None:
         with optimizer.shared_parameters():
             measured.eval_loss = held_out_loss(model, dataset)
-        log.info("held-out loss: epoch=%d loss=%.4f", outcome.epoch if outcome else 0, measured.eval_loss)
+        log.info("held-out loss: epoch=%d loss=%.4f", outcome.epoch if outcome else optimizer.epoch, measured.eval_loss)
 
     return evaluate
 

@@ -75,7 +75,7 @@ class CheckpointStore:
                 replaced.rename(final)
             shutil.rmtree(unfinished, ignore_errors=True)
             raise _cannot_save(self._directory, snapshot, error) from error
-        self._prune()
+        self._prune(final)
         log.info("checkpoint saved: path=%s epoch=%d bytes=%d", final, snapshot.epoch, len(snapshot.data))
         return final
 
@@ -113,9 +113,20 @@ class CheckpointStore:
         for path in self._directory.glob(f"{_UNFINISHED}*"):
             shutil.rmtree(path)
 
-    def _prune(self) -> None:
-        for path in self.paths()[self._keep :]:
+    def _prune(self, newest: Path) -> None:
+        """Remove the oldest; what is damaged keeps no place, and what was just written is never the oldest, whatever its number."""
+        whole = [path for path in self.paths() if path != newest and self._is_whole(path)]
+        for path in whole[self._keep - 1 :]:
             shutil.rmtree(path, ignore_errors=True)
+
+    @staticmethod
+    def _is_whole(path: Path) -> bool:
+        """As far as sizes say: reading everything would take as long as writing it."""
+        try:
+            manifest = Manifest.decode((path / _MANIFEST).read_bytes())
+            return (path / _STATE).stat().st_size == manifest.size_bytes
+        except (OSError, RemoteProtocolError):
+            return False
 
 
 def load_checkpoint(path: Path) -> StateSnapshot:

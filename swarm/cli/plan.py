@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,7 +74,7 @@ def command(  # noqa: PLR0913  each parameter is a flag
         machine = Machine(flops_per_s=device_tflops * 1e12 * utilisation_of_device, micro_batch_samples=micro_batch)
     else:
         machine = _probed(spec, device)
-    if memory_gib is not None:
+    if memory_gib is not None and memory_gib * _GIB < sys.maxsize:
         machine = replace(machine, memory_bytes=round(memory_gib * _GIB))
     _report(spec, members, machine, link, as_json=as_json)
 

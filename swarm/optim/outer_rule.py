@@ -158,8 +158,10 @@ class OuterRule:
         for name, part in layout.views(average_D).items():
             anchors[name].grad = part.clone()  # torch's SGD writes to the gradient when it has weight decay or momentum
         self.optimizer.step()
-        for anchor in anchors.values():
+        for name, anchor in anchors.items():
             anchor.grad = None
+            if not bool(torch.isfinite(anchor).all()):
+                raise ConfigError(f"the outer step has made {name} infinite: the run has diverged, and needs a lower outer.learning_rate")
         if sent is None:
             self._become(layout)
         else:

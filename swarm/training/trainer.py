@@ -97,6 +97,7 @@ class Trainer:
         self.samples_total = 0
         """Samples this member has computed since it started."""
         self._saved_hash = b""
+        self._loaded = False
 
     def run(self) -> Epoch:
         """Train; returns the epoch reached once the run or the peer has ended, after a last checkpoint.
@@ -107,7 +108,7 @@ class Trainer:
         """
         if self._settings.replays and not self._settings.helper:
             self._optimizer.replay_with(self._replay_batch)
-        self._load_newest_checkpoint()
+        self.load_newest_checkpoint()
         try:
             while not self._finished():
                 epoch = self._optimizer.epoch
@@ -162,7 +163,15 @@ class Trainer:
             if outcome.epoch // action.every_epochs != before // action.every_epochs:
                 action.run(outcome)
 
-    def _load_newest_checkpoint(self) -> None:
+    def load_newest_checkpoint(self) -> None:
+        """Go on from what is on disk, if anything; the first time only.
+
+        Raises:
+            StateDirError: checkpoints belong to another model.
+        """
+        if self._loaded:
+            return
+        self._loaded = True
         snapshot = self._store.newest()
         if snapshot is None:
             return

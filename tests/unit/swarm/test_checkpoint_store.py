@@ -171,3 +171,17 @@ def test_a_directory_that_cannot_be_used_is_the_users_to_mend(tmp_path: Path) ->
         CheckpointStore(tmp_path / "file").newest()
     with pytest.raises(ValueError, match="at least one"):
         CheckpointStore(tmp_path, keep=0)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_what_was_just_saved_stays_although_later_epochs_lie_there_damaged_or_whole(tmp_path: Path, keep: int) -> None:
+    store = CheckpointStore(tmp_path, keep)
+    for epoch in (117, 120, 121):
+        path = CheckpointStore(tmp_path, 3).save(state(epoch))
+        if epoch < 121:
+            os.truncate(path / "state.bin", 100)
+    for epoch in (3, 6):
+        assert load_checkpoint(store.save(state(epoch))).epoch == epoch
+    assert "epoch-000006" in names(tmp_path)
+    assert ("epoch-000121" in names(tmp_path)) == (keep > 1)
+    assert {"epoch-000117", "epoch-000120"} <= set(names(tmp_path)), "damaged ones are the user's to look at, and take nobody's place"

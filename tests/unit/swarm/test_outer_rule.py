@@ -291,3 +291,10 @@ def test_an_optimizer_that_does_not_fit_is_refused() -> None:
         OuterRule(model, torch.optim.LBFGS(model.parameters()), settings())
     with pytest.raises(ConfigError, match="parameters of the model"):
         OuterRule(model, torch.optim.SGD(torch.nn.Linear(2, 1).parameters(), lr=0.1), settings())
+
+
+def test_a_run_that_diverges_ends_with_a_sentence() -> None:
+    member = Member(outer_learning_rate=1e38)
+    average = torch.full((member.rule.layout(Epoch(0)).size_elems,), 10.0)
+    with pytest.raises(ConfigError, match=r"lower outer\.learning_rate"):
+        member.rule.apply(average, Epoch(0))
