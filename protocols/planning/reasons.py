@@ -76,7 +76,7 @@ def warnings_about(
 
 def _rule_reason(chosen: Settings, found: Prediction) -> str:
     if chosen.rule == "gradient":
-        return f"a round takes {found.averaging_s:.1f} s and an epoch's gradients {found.compute_s:.1f} s, and gradients can be audited."
+        return f"a round takes {found.averaging_s:.1f} s and an epoch's gradients {found.compute_s:.1f} s: every step is the whole swarm's."
     return f"a round takes {found.averaging_s:.1f} s, too long for every step: members take {found.inner_steps:.0f} of their own an epoch."
 
 
@@ -107,5 +107,5 @@ def _overlap_reason(chosen: Settings, found: Prediction) -> str:
     if chosen.overlap:
         return f"members compute while a round's {found.averaging_s:.1f} s pass, and apply its result when it is there."
     if chosen.rule == "gradient":
-        return "gradients are then always of the newest parameters, and can be audited."
+        return "gradients are then always of the newest parameters."
     return f"waiting costs {1 - found.utilisation:.0%} of the time, and results are applied at once."
