@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from peers.interfaces import Traffic
 from protocols.bandwidth import proven_by
 from protocols.ids import PeerId
+from protocols.link_figures import steady_rate
 from protocols.messages import MAX_BANDWIDTH_BYTES_PER_S, MAX_PROVEN, Join, Plan, Proven
 
 FIRST_GUESS_BYTES_PER_S = 2_500_000
@@ -69,6 +70,11 @@ class Sampler:
             self._samples = self._samples[::2]
             self._interval_s *= 2
 
+    def received_rate(self, now_s: float, traffic: Traffic) -> float | None:
+        """Bytes per second that came in, by `protocols.link_figures.steady_rate`, now that a download is over."""
+        samples = [*self._samples, _Sample(now_s, traffic.delivered_bytes, traffic.received_bytes)]
+        return steady_rate([sample.time_s for sample in samples], [sample.received_bytes for sample in samples])
+
     def rate(self, now_s: float, traffic: Traffic, *, full: bool = False) -> float | None:
         """Bytes per second of the slower direction, now that the exchange is over; None if it moved too little.
 
@@ -106,6 +112,16 @@ class BandwidthMeter:
     def estimate_bytes_per_s(self) -> int:
         """What our link carries in its slower direction, as far as we know; above 0."""
         return self._estimate_bytes_per_s
+
+    @property
+    def measured_bytes_per_s(self) -> int | None:
+        """The estimate, once a round was measured."""
+        return self._estimate_bytes_per_s if self._measured else None
+
+    def guess(self, rate_bytes_per_s: float) -> None:
+        """A better first guess; nothing happens once a round was measured."""
+        if not self._measured:
+            self._estimate_bytes_per_s = min(max(1, int(rate_bytes_per_s)), MAX_BANDWIDTH_BYTES_PER_S)
 
     def note(self, rate_bytes_per_s: float | None) -> None:
         """An exchange has measured so much; nothing happens if it could not."""

@@ -89,6 +89,13 @@ class Handlers:
     streams: Mapping[str, StreamHandler] = field(default_factory=dict)
 
 
+def merged(*parts: Handlers) -> Handlers:
+    """All handlers of several parts of a peer; their names must differ."""
+    calls = {name: handler for part in parts for name, handler in part.calls.items()}
+    streams = {name: handler for part in parts for name, handler in part.streams.items()}
+    return Handlers(calls, streams)
+
+
 @dataclass(slots=True)
 class Traffic:
     """Bytes of payload that went through a transport since it started.

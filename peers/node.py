@@ -19,7 +19,8 @@ from peers.bandwidth import Bandwidth
 from peers.bridge import PeerHandle
 from peers.expulsion import Expelled, RefusalWatch, ban_sentence
 from peers.identity import Identity
-from peers.interfaces import Clock, Handlers, RecordStore, Transport
+from peers.interfaces import Clock, RecordStore, Transport, merged
+from peers.link_survey import LinkSurvey
 from peers.node_settings import NodeSettings
 from peers.notary import MemberNotary
 from peers.roster import Roster
@@ -110,6 +111,7 @@ class Node:
         self._averager: Averager | None = None
         self._expelled: Expelled | None = None
         self._bandwidth = Bandwidth()
+        self._links = LinkSurvey(self._transport, self._bandwidth.meter, self.roster.endpoints)
         self.address = ""
         self.on_round: Callable[[RoundDone], None] = lambda done: None
         """Called after every round that ended well; for whoever measures."""
@@ -137,7 +139,7 @@ class Node:
                 self._averager = Averager(context, self._handle.close_epoch, self._observe, self._handle.replay)
                 if self._averager.guarding:
                     self._averager.guarding.on_ban = self._banned
-                handlers = merged(self._averager.handlers, self._states.handlers())
+                handlers = merged(self._averager.handlers, self._states.handlers(), self._links.handlers())
                 async with self._transport.serve(handlers) as self.address:
                     duties = (
                         self._announce(),
@@ -148,6 +150,8 @@ class Node:
                         self._mind_refusals(),
                     )
                     background = [tasks.create_task(work) for work in duties]
+                    if self._settings.on_link:
+                        background.append(tasks.create_task(self._links.survey(self._settings.on_link)))
                     on_ready(self.address)
                     await self._handle.serve(self)
                     await self._say_goodbye()
@@ -197,8 +201,7 @@ class Node:
         """Whom most others refuse as banned has no place here, even if nobody has shown it a proof."""
         while self._settings.rules.trust and not self._expelled:
             await asyncio.sleep(REFUSALS_EVERY_S)
-            known = [endpoint for peer in self.roster.others() if (endpoint := self.roster.endpoint(peer))]
-            if sentence := await self._transport.refused_by_most(known, self._settings.rules.stall_timeout_s):
+            if sentence := await self._transport.refused_by_most(self.roster.endpoints(), self._settings.rules.stall_timeout_s):
                 self._leave_banned(sentence)
 
     def _observe(self, done: RoundDone) -> None:
@@ -324,6 +327,7 @@ class Node:
             self.roster.note_round(self._last_group, announced.epoch, announced.state_hash, announced.accepted_samples)
         self._last_group = ()
         self._held = announced
+        self._links.holding.set()
         self.roster.note_epoch(announced.epoch)
         self._report = dataclasses.replace(self._report, samples=0)
         self._epoch_began_at = self._clock.now()
@@ -346,7 +350,8 @@ class Node:
         bandwidth, memory = self._settings.bandwidth_bytes_per_s, self._settings.part_memory_bytes
         join = Join(contribution.epoch, contribution.state_hash, contribution.weight, bandwidth, part_memory_bytes=memory)
         try:
-            averaged = await self._averager.average_epoch(join, contribution.vector, contribution.first_sample)
+            with self._links.in_round():
+                averaged = await self._averager.average_epoch(join, contribution.vector, contribution.first_sample)
         except LeftOut as left_out:
             await self.roster.refresh()
             self._show()
@@ -374,12 +379,13 @@ class Node:
             raise RoundError("no member that holds the swarm's state can be reached")
         log.info("fetching the state: epoch=%d donors=%d", swarm.epoch, len(donors))
         own = self._states.newest
-        try:
-            return await fetch_state(self._transport, donors, swarm.state_hash, own=own, on_drop=self._drop_donor)
-        except RoundError as error:
-            # Records are a second old, and short epochs are over by then: take what most of these donors hold by now.
-            log.info("that state is gone, asking for the newest: %s", error)
-            return await fetch_state(self._transport, donors, None, own=own, on_drop=self._drop_donor)
+        async with self._links.downloading():
+            try:
+                return await fetch_state(self._transport, donors, swarm.state_hash, own=own, on_drop=self._drop_donor)
+            except RoundError as error:
+                # Records are a second old, and short epochs are over by then: take what most of these donors hold by now.
+                log.info("that state is gone, asking for the newest: %s", error)
+                return await fetch_state(self._transport, donors, None, own=own, on_drop=self._drop_donor)
 
     def _drop_donor(self, error: Exception) -> None:
         log.info("a donor was dropped: %s", error)
@@ -391,10 +397,3 @@ class Node:
 
 class _Finished(Exception):
     """The node is through: not an error, it ends the task group."""
-
-
-def merged(*parts: Handlers) -> Handlers:
-    """All handlers of several parts of a peer; their names must differ."""
-    calls = {name: handler for part in parts for name, handler in part.calls.items()}
-    streams = {name: handler for part in parts for name, handler in part.streams.items()}
-    return Handlers(calls, streams)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from peers.averaging.context import AveragingRules
 from peers.conduct import HONEST, Conduct
 from protocols.ids import RunId
+from protocols.link_figures import LinkFigures
 from protocols.progress import TargetSamples
 from protocols.records import Presence
 from protocols.trust.ledger import Ledger
@@ -27,6 +29,7 @@ class NodeSettings:
         part_memory_bytes: for others' parts of the blocks that we reduce; 0: no limit.
         ledger: who is banned as far as we know already; shared with whoever guards our doors.
         conduct: how we behave.
+        on_link: told once what we have found out about our own link, after we hold a state; None: it is not measured.
     """
 
     run: RunId
@@ -39,3 +42,4 @@ class NodeSettings:
     part_memory_bytes: int = 0
     ledger: Ledger = field(default_factory=Ledger)
     conduct: Conduct = HONEST
+    on_link: Callable[[LinkFigures], None] | None = None

@@ -196,6 +196,10 @@ class Roster:
             return None
         return self._endpoint_of(presence)
 
+    def endpoints(self) -> list[Endpoint]:
+        """Where to dial all others that can be dialled."""
+        return [endpoint for peer in self.others() if (endpoint := self.endpoint(peer))]
+
     def reachable(self, peer: PeerId) -> Endpoint | None:
         """As `endpoint`, and for a member that nobody can dial directly: over libp2p, by what it announces or a connection it made to us.
 

@@ -13,8 +13,7 @@ from peers.averaging.auditing import Replayer
 from peers.averaging.averager import Averager
 from peers.averaging.context import AveragingRules, MemberContext
 from peers.conduct import HONEST, Conduct
-from peers.interfaces import Endpoint, Handlers
-from peers.node import merged
+from peers.interfaces import Endpoint, Handlers, merged
 from peers.testing import FixedDirectory, KeyNotary, make_key
 from peers.transport.simulated import LinkSpec, SimulatedNetwork, SimulatedTransport
 from protocols.ids import Epoch, PeerId

@@ -20,6 +20,7 @@ from protocols.ids import Attempt, BlockIndex, Epoch
 from protocols.manifest import Manifest
 from protocols.messages import BlockTask, Closing, Commit, Join, Plan, Proven, Report, SealedJoin, parse
 from protocols.messages_blocks import BlocksRequest
+from protocols.messages_measure import MAX_STEP_BYTES, MeasureRequest
 from protocols.messages_state import ManifestRequest, PieceChunk, PiecesRequest
 from protocols.proto.swarm.v1 import control_pb2 as pb
 from protocols.trust.coin import coin_root
@@ -163,6 +164,7 @@ ROUNDS: tuple[Target, ...] = (
     ),
     message("manifest-request", ManifestRequest(), ManifestRequest(_STATE), form=BYTES, canonical=True),
     message("pieces-request", PiecesRequest(_STATE, (0, 1, 2**32 - 1)), form=BYTES, canonical=True),
+    message("measure-request", MeasureRequest(0, 1), MeasureRequest(MAX_STEP_BYTES, MAX_STEP_BYTES), form=BYTES, canonical=True),
     message("piece-chunk", PieceChunk(3, 64, b"some bytes"), form=BYTES, canonical=True),
     Target(
         "manifest",

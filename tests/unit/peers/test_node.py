@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from peers.bridge import Contribution, RoundStatus
-from peers.interfaces import Handlers
-from peers.node import PROGRESS_EVERY_S, merged
+from peers.interfaces import Handlers, merged
+from peers.node import PROGRESS_EVERY_S
 from peers.simulation import run_simulated
 from protocols.ids import Epoch
 from protocols.record_keeping import RecordReader, record_key
