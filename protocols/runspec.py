@@ -22,6 +22,8 @@ from protocols.ids import PUBLIC_KEY_BYTES, Epoch, RunId
 from protocols.signing import SIGNATURE_BYTES, Signer, verify_signature
 
 MAX_SPEC_BYTES = 64 * 1024
+MAX_TARGET_SAMPLES = 10**8
+"""Most samples that close an epoch."""
 
 _SPEC_DOMAIN = b"swarm.v1.run-spec"
 _RUN_DOMAIN = b"swarm.v1.run-id"
@@ -120,7 +122,7 @@ class OptimizerSection(_Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     momentum: _Fraction = 0.0
     grad_clip_norm: _Positive | None = 1.0
-    target_batch_samples: Annotated[int, Field(ge=1, le=10**8)] = 256
+    target_batch_samples: Annotated[int, Field(ge=1, le=MAX_TARGET_SAMPLES)] = 256
     rule: Literal["gradient", "outer"] = "gradient"
 
     @model_validator(mode="after")

@@ -51,6 +51,7 @@ class PeerConfig(BaseModel):
         checkpoints_kept: newest checkpoints that stay on disk.
         micro_batch_samples: samples in one forward pass; found by probing the device's memory when None.
         max_epochs: stop cleanly once the swarm's epoch reaches this; the run's own end when None.
+        probe: on joining, measure how fast this machine computes the run's model and what its link carries.
         log_level: "debug", "info", "warning" or "error".
     """
 
@@ -71,6 +72,7 @@ class PeerConfig(BaseModel):
     checkpoints_kept: Annotated[int, Field(ge=1)] = 3
     micro_batch_samples: Annotated[int, Field(ge=1)] | None = None
     max_epochs: Annotated[int, Field(ge=1)] | None = None
+    probe: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("state_dir")
@@ -114,6 +116,11 @@ class PeerConfig(BaseModel):
     def status_path(self) -> Path:
         """Where this peer reports what it is doing."""
         return self.state_dir / "status.json"
+
+    @property
+    def survey_path(self) -> Path:
+        """Where it keeps what it measured when it joined."""
+        return self.state_dir / "measured.json"
 
     @property
     def checkpoints_dir(self) -> Path:

@@ -26,6 +26,7 @@ VARIABLES: Mapping[str, str] = {
     "SWARM_CHECKPOINTS_KEPT": "checkpoints_kept",
     "SWARM_MICRO_BATCH": "micro_batch_samples",
     "SWARM_MAX_EPOCHS": "max_epochs",
+    "SWARM_PROBE": "probe",
     "SWARM_LOG_LEVEL": "log_level",
 }
 """Environment variable -> field of `swarm.config.PeerConfig`. A flag on the command line beats its variable."""

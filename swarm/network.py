@@ -45,6 +45,7 @@ from peers.twin import refuse_twin
 from protocols.codecs import codec_named
 from protocols.errors import NetworkSetupError, StateDirError, UserError
 from protocols.ids import PeerId, SwarmTime
+from protocols.link_figures import LinkFigures
 from protocols.messages import MAX_BANDWIDTH_BYTES_PER_S
 from protocols.record_keeping import RecordReader, record_validator
 from protocols.records import Presence
@@ -102,6 +103,8 @@ class NetworkThread:
         self._conduct = conduct
         self.membership: Future[SignedRunSpec] = Future()
         self.online: Future[Online] = Future()
+        self.link: Future[LinkFigures] = Future()
+        """What was found out about our link, if `PeerConfig.probe`; cancelled when the thread ends before."""
         self.ended: Future[None] = Future()
         self._main: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -154,6 +157,7 @@ class NetworkThread:
             for waiting in (self.membership, self.online):
                 if not waiting.done():
                     waiting.set_exception(error)
+            self.link.cancel()
             if isinstance(error, PeerStopped):
                 self.ended.set_result(None)
             else:
@@ -198,7 +202,9 @@ class NetworkThread:
             except BaseException:
                 await transport.close()
                 raise
-            settings = replace(self._node_settings(libp2p, papers, clock.now()), ledger=ledger, conduct=self._conduct)
+            settings = self._node_settings(libp2p, papers, clock.now())
+            on_link = self.link.set_result if self._config.probe else None
+            settings = replace(settings, ledger=ledger, conduct=self._conduct, on_link=on_link)
             node = Node(settings, credentials.sealer(self._identity), self._identity, transport, store, self._handle, clock)
             node.on_ban = lambda ban: self._banned(ban, papers)
             yield node, store

@@ -67,6 +67,7 @@ def settings_of(spec: RunSpec) -> Settings:
         inner_batch_samples=spec.outer.inner_batch_samples,
         fragments=spec.outer.fragments,
         codec=spec.averaging.codec,
+        error_feedback=spec.averaging.error_feedback,
         block_elems=spec.averaging.block_elems,
         max_group=spec.averaging.max_group,
         overlap=spec.averaging.overlap,
@@ -94,14 +95,14 @@ def measured_machine(spec: RunSpec, device: Literal["auto", "cpu", "cuda"], prog
     found = probe_micro_batch(model, spec.data.sequence_length)
     sample_s = _sample_s(model, found.micro_batch_samples, spec.data.sequence_length, progress)
     progress(0.8, f"encoding and decoding {spec.averaging.codec}")
-    codec_s_per_elem = _codec_s_per_elem(spec.averaging.codec)
+    processing = processing_s_per_elem(spec.averaging.codec, _CODEC_ELEMS)
     progress(0.9, "updating the shared state")
     update_s_per_elem = _update_s_per_elem(model, spec)
     progress(1.0, "done")
     return Machine(
         flops_per_s=workload_of(spec).flops_per_sample / sample_s,
         micro_batch_samples=found.micro_batch_samples,
-        processing_s_per_elem=_WORDS_S_PER_ELEM + codec_s_per_elem,
+        processing_s_per_elem=processing,
         update_s_per_elem=update_s_per_elem,
         memory_bytes=memory_bytes,
     )
@@ -138,19 +139,27 @@ def _sample_s(model: torch.nn.Module, samples: int, sequence_length: int, progre
     return statistics.median(taken_s) / samples
 
 
-def _codec_s_per_elem(name: str) -> float:
-    """One encoding of what is contributed, one of what is reduced; and the two decodings."""
+def processing_s_per_elem(codec: str, elems: int) -> float:
+    """What a round takes of this machine's processor, per element: encoding what is contributed and what is reduced, the two decodings,
+    and everything else by what was measured elsewhere.
+
+    Args:
+        codec: its name.
+        elems: of a vector to try it on.
+
+    Raises:
+        ValueError: unknown codec.
+    """
     import torch
 
     from protocols.codecs import codec_named
 
-    codec, block_E = codec_named(name), torch.randn(_CODEC_ELEMS)
-    taken_s = []
+    known, block_E, taken_s = codec_named(codec), torch.randn(elems), []
     for _ in range(_REPEATS):
         before = time.perf_counter()
-        codec.decode(bytes(codec.encode(block_E)), _CODEC_ELEMS)
+        known.decode(bytes(known.encode(block_E)), elems)
         taken_s.append(time.perf_counter() - before)
-    return 2 * min(taken_s) / _CODEC_ELEMS
+    return _WORDS_S_PER_ELEM + 2 * min(taken_s) / elems
 
 
 def _update_s_per_elem(model: torch.nn.Module, spec: RunSpec) -> float:

@@ -86,6 +86,20 @@ def open_dataset(spec: RunSpec, root: Path) -> Dataset:
     return dataset
 
 
+def check_fragments(spec: RunSpec) -> None:
+    """That the model can be averaged in as many fragments as the run file says; a member would notice only when it begins to train.
+
+    Raises:
+        ConfigError: it has not so many parts, or the model cannot be built from the spec.
+    """
+    if spec.optimizer.rule != "outer" or spec.outer.fragments == 1:
+        return  # building even the outline of a model means importing torch
+    from swarm.models.build import meta_parameters
+    from swarm.optim.fragments import fragments_of
+
+    fragments_of(meta_parameters(spec.model.model_dump(exclude_none=True)), spec.outer.fragments)
+
+
 def create_run(state_dir: Path, spec: RunSpec, *, now: SwarmTime, root: Path | None = None) -> SignedRunSpec:
     """Make a run: fingerprint its data, make an authority key, sign, and write everything into the state directory.
 
@@ -96,7 +110,7 @@ def create_run(state_dir: Path, spec: RunSpec, *, now: SwarmTime, root: Path | N
         root: folder below which data files are looked for; the current one by default.
 
     Raises:
-        ConfigError: the model cannot be built from the spec.
+        ConfigError: the model cannot be built from the spec, or cut into its fragments.
         DatasetError: the data cannot be used.
         StateDirError: not writable, or a run is in there already.
     """
@@ -107,6 +121,7 @@ def create_run(state_dir: Path, spec: RunSpec, *, now: SwarmTime, root: Path | N
         held = load_spec(state_dir)
         raise StateDirError(f"{state_dir} already holds the run {held.spec.run.name} ({held.run_id.short}): choose another --state-dir.")
     resolve_config(spec.model.model_dump(exclude_none=True))
+    check_fragments(spec)
     fingerprint = open_dataset(spec, root or Path.cwd()).fingerprint.hex()
     spec = spec.model_copy(update={"data": spec.data.model_copy(update={"fingerprint": fingerprint})})
     authority = Identity.generate()

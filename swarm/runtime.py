@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,23 +37,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Beside = Callable[[Connection, "Trainer"], AbstractContextManager[None]]
+"""Something that runs while a trainer does."""
+
 EVALUATE_EVERY_EPOCHS = {"helper": 5, "trainer": 25, "client": 25}
 """A helper has time to spare; trainers measure so that the curve goes on without it."""
 
 
-def run_volunteer(config: PeerConfig, link: str, *, attack: str | None = None) -> None:
+def run_volunteer(config: PeerConfig, link: str, *, attack: str | None = None, beside: Beside | None = None) -> None:
     """Join a run by an invite and train until it ends or a signal comes.
 
     Args:
         config: ours.
         link: the invite.
         attack: of `peers.attacks.lone.LONE_ATTACKS`, for demonstrations: this member then attacks and is banned.
+        beside: open while the trainer runs.
 
     Raises:
         UserError: whatever the person at this machine can mend.
     """
     with leaving_on_signals() as leaving, _attacking(link, config, attack) if attack else connect(link, config) as connection:
-        _train(connection, leaving, measure_first=False)
+        _train(connection, leaving, measure_first=False, beside=beside)
 
 
 def _attacking(link: str, config: PeerConfig, attack: str) -> AbstractContextManager[Connection]:
@@ -76,19 +80,19 @@ def run_coordinator(
     Raises:
         UserError: whatever the person at this machine can mend.
     """
-    if not train:
-        config = config.model_copy(update={"role": "helper"})
+    config = config.model_copy(update={"probe": False} if train else {"probe": False, "role": "helper"})
     with leaving_on_signals() as leaving, found(config, signed, authority, invite_sink) as connection:
         _train(connection, leaving, measure_first=True)
 
 
-def _train(connection: Connection, leaving: Leaving, *, measure_first: bool) -> None:
+def _train(connection: Connection, leaving: Leaving, *, measure_first: bool, beside: Beside | None = None) -> None:
     """From the first import to the last checkpoint, in order.
 
     Args:
         connection: just opened; the network side comes up while we import and build.
         leaving: what signals do.
         measure_first: measure the held-out loss before the first step: the founder's baseline, which a newcomer need not wait for.
+        beside: open while the trainer runs.
     """
     config = connection.config
     with suppress(PeerStopped):
@@ -100,7 +104,7 @@ def _train(connection: Connection, leaving: Leaving, *, measure_first: bool) -> 
         reporter.start()
         try:
             with leaving.by(connection.network.request_stop):
-                with _at_low_priority(config.niceness):
+                with _at_low_priority(config.niceness), beside(connection, trainer) if beside else nullcontext():
                     trainer.run()
                 connection.network.stop(LEAVE_WITHIN_S)
         finally:

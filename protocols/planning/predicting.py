@@ -33,23 +33,24 @@ def predict(members: Members, machine: Machine, link: Link, workload: Workload, 
         ValueError: unknown codec, or a group size below 2.
     """
     blocks = blocks_of(workload, settings)
-    lines = lines_of(members.peers - members.clients, members.clients, settings.max_group)
+    lines = lines_of(members.peers - members.clients, members.clients, settings.max_group, members.helpers)
     traffics = [{line: group_traffic(line, settings.codec, blocks, verify=settings.verify) for line in axis} for axis in lines]
     sample_s = workload.flops_per_sample / machine.flops_per_s
     step_samples = step_samples_of(members, machine, settings)
-    compute_s = settings.target_samples / members.peers * sample_s + CLOSING_S
+    computing = members.computing(sample_s)
+    compute_s = settings.target_samples / computing * sample_s + CLOSING_S
     rounds_s = () if members.peers == 1 else tuple(round_s(max_bytes(axis), blocks, machine, link, settings) for axis in traffics)
     update_s = workload.parameters * machine.update_s_per_elem  # the whole state is hashed, also where a fragment is stepped
     waiting_s = 0.0 if settings.overlap or members.peers == 1 else min(step_samples, machine.micro_batch_samples) * sample_s / 2
     averaging_s = sum(rounds_s)
     busy_s = max(compute_s, averaging_s) if settings.overlap else compute_s
     epoch_s = busy_s + update_s + (0.0 if settings.overlap else averaging_s + waiting_s)
-    epoch_samples = busy_s / sample_s * members.peers
+    epoch_samples = busy_s / sample_s * computing
     up_bytes, down_bytes = mean_bytes(lines, traffics, members.peers)
     return Prediction(
         sample_s=sample_s,
         step_s=step_samples * sample_s,
-        inner_steps=epoch_samples / members.peers / step_samples,
+        inner_steps=busy_s / sample_s / step_samples,
         compute_s=compute_s,
         rounds_s=rounds_s,
         update_s=update_s,

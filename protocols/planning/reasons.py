@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 from protocols.planning.values import Advice, Machine, Members, Prediction, Settings, Workload
+from protocols.runspec import MAX_TARGET_SAMPLES
 
 _GIB = 2**30
+
+SPARSE_LOSS = 'held-out loss was 3.8 to 8.1 % higher with topk64 in our tests (docs/benchmarks.md, "Few bytes, and what they cost")'
+"""The caveat of sparse codecs; `topk128` lost hardly less."""
+
+_WITHIN = {"int8": "within fp32's", "int4": "within fp32's in published runs"}
+_SPARSE_RECIPE = (
+    (
+        "optimizer",
+        "fedavgm",
+        "without momentum it is plain averaging: sparse contributions were tried with that.",
+    ),
+    ("momentum", 0.0, "momentum on top of error feedback made sparse runs worse."),
+    ("learning_rate", 2.0, "sparse contributions are short: with less they learned more slowly, with 4 they were worse."),
+)
 
 _CODEC_REASONS = {
     "fp16": "two bytes a number lose nothing that a gradient's noise would not hide, and the link carries them.",
     "int8": "a quarter of fp32's bytes, and an error far below the differences between members.",
+    "topk128": "0.375 bits a number, as denser codecs would have devices wait most of the time; {loss}.",
+    "topk64": "a sixth of a bit a number, as denser codecs would have devices wait most of the time; {loss}.",
     "int4": "an eighth of fp32's bytes; published runs of the outer rule lost nothing by 4 bits.",
 }
+
+
+def is_sparse(codec: str) -> bool:
+    """Whether a codec leaves most of a vector out."""
+    return codec.startswith("topk")
+
+
+def quality_of(codec: str) -> str:
+    """What is known of the loss with a codec, by the outer rule."""
+    return "3.8 to 8.1 % higher with topk64 in our tests" if is_sparse(codec) else _WITHIN[codec]
 
 
 def advice_on(members: Members, given: Settings, chosen: Settings, found: Prediction) -> tuple[Advice, ...]:
@@ -34,8 +61,12 @@ def advice_on(members: Members, given: Settings, chosen: Settings, found: Predic
             ),
             Advice("outer", "fragments", chosen.fragments, _fragments_reason(chosen)),
         ]
+    if is_sparse(chosen.codec):
+        advice += [Advice("outer", key, value, why) for key, value, why in _SPARSE_RECIPE]
+    advice.append(Advice("averaging", "codec", chosen.codec, _CODEC_REASONS[chosen.codec].format(loss=SPARSE_LOSS)))
+    if is_sparse(chosen.codec) or is_sparse(given.codec):
+        advice.append(Advice("averaging", "error_feedback", chosen.error_feedback, _feedback_reason(chosen)))
     advice += [
-        Advice("averaging", "codec", chosen.codec, _CODEC_REASONS[chosen.codec]),
         Advice("averaging", "block_elems", chosen.block_elems, "so many blocks that every reducer of a group gets an equal share of them."),
         Advice("averaging", "max_group", chosen.max_group, _group_reason(members, chosen, found)),
         Advice("averaging", "overlap", chosen.overlap, _overlap_reason(chosen, found)),
@@ -67,6 +98,14 @@ def warnings_about(
             f" make {found.inner_steps * chosen.fragments:.0f} inner steps between two averages where {most_steps} have been tried."
             f" Waiting after {most_steps} steps, devices would compute {waiting.utilisation:.0%} of the time."
         )
+    if chosen.rule == "outer" and chosen.verify and waiting.utilisation < 0.5:
+        warnings.append(
+            f"Sparse codecs would fit such a link; a run that verifies refuses them, as what they leave out hides lies, and {SPARSE_LOSS}."
+        )
+    if is_sparse(chosen.codec):
+        warnings.append(f"{chosen.codec} costs quality, and the run believes everybody: {SPARSE_LOSS}.")
+    if chosen.target_samples == MAX_TARGET_SAMPLES:
+        warnings.append(f"An epoch may have {MAX_TARGET_SAMPLES} samples at most, fewer than would be needed for devices never to wait.")
     if chosen.rule == "outer" and chosen.verify:
         warnings.append("Contributions by the outer rule cannot be audited yet: rounds are verified, members' training is not.")
     if found.update_s > found.compute_s:
@@ -82,6 +121,8 @@ def _rule_reason(chosen: Settings, found: Prediction) -> str:
 
 def _target_reason(given: Settings, chosen: Settings, found: Prediction) -> str:
     if chosen.rule == "outer":
+        if chosen.target_samples == MAX_TARGET_SAMPLES:
+            return f"the most that an epoch may have; it is over after {found.compute_s:.1f} s."
         return f"closes an epoch after {found.compute_s:.1f} s, the fewest inner steps with which devices keep computing."
     if chosen.target_samples == given.target_samples:
         return "as the run file has it."
@@ -101,6 +142,12 @@ def _group_reason(members: Members, chosen: Settings, found: Prediction) -> str:
     if rounds <= 1:
         return f"all {members.peers} in one group: one round an epoch, and the bytes hardly grow with the group."
     return f"{members.peers} members average in {rounds} rounds, in groups of up to {found.group}; no other size is a tenth quicker."
+
+
+def _feedback_reason(chosen: Settings) -> str:
+    if is_sparse(chosen.codec):
+        return "what a sparse codec leaves out comes later, or it would be lost."
+    return f"{chosen.codec} leaves nothing out that would have to come later."
 
 
 def _overlap_reason(chosen: Settings, found: Prediction) -> str:

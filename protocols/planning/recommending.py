@@ -4,10 +4,11 @@
     2. the outer rule without overlap, 8 bits
     3. the outer rule with overlap, 8 bits
     4. the same with 4 bits, and then with more inner steps
+    5. sparse codecs with error feedback, in runs that do not verify, where 4 bits would leave devices idle more than half of the time
 
 The first that lets devices compute `GOAL` of the time is taken. Bounds come from published runs (DiLoCo, arXiv 2311.08105, and Streaming
 DiLoCo, arXiv 2501.18512): up to `USUAL_STEPS` inner steps cost hardly any loss, up to `MOST_STEPS` were tried, and 4 bits for what the
-outer rule sends cost none.
+outer rule sends cost none. Sparse codecs cost some in our own tests (`reasons.SPARSE_LOSS`): they come last.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from protocols.planning.predicting import CLOSING_S, blocks_of, predict
-from protocols.planning.reasons import advice_on, warnings_about
-from protocols.planning.values import Link, Machine, Members, Prediction, Recommendation, Settings, Workload
+from protocols.planning.reasons import advice_on, is_sparse, quality_of, warnings_about
+from protocols.planning.values import Candidate, Link, Machine, Members, Prediction, Recommendation, Settings, Workload
+from protocols.runspec import MAX_TARGET_SAMPLES
 
 GOAL = 0.9
 """Share of the time that devices should compute."""
@@ -32,6 +34,13 @@ LARGEST_BATCH_TOKENS = 2**19
 FEWEST_STEPS, USUAL_STEPS, MOST_STEPS = 30, 100, 500
 """Inner steps between two averages of the same parameter."""
 
+SPARSE_BELOW = 0.5
+"""Sparse codecs are for links on which dense ones would have devices compute less of the time than this."""
+
+SPARSE_DECAY = 0.9
+"""Error feedback with which they were tried."""
+
+_CANDIDATES = ("int8", "int4", "topk128", "topk64")
 _GROUPS = (16, 32, 64)
 _WORTH_A_LARGER_GROUP = 0.9
 _BLOCKS_PER_REDUCER = 4
@@ -51,6 +60,11 @@ class _Scene:
     link: Link
     workload: Workload
 
+    @property
+    def computing(self) -> float:
+        """As how many such machines the swarm computes."""
+        return self.members.computing(_sample_s(self))
+
     def predict(self, settings: Settings) -> Prediction:
         return predict(self.members, self.machine, self.link, self.workload, settings)
 
@@ -68,12 +82,15 @@ def recommend(members: Members, machine: Machine, link: Link, workload: Workload
     scene = _Scene(members, machine, link, workload)
     chosen = next(_ladder(scene, given))
     prediction = scene.predict(chosen)
-    waiting = scene.predict(_longest(scene, replace(chosen, overlap=False))) if chosen.rule == "outer" else prediction
+    outer = chosen.rule == "outer"
+    waiting = _waiting(scene, chosen) if outer else prediction
+    candidates = tuple(_candidate(scene, given, codec) for codec in _CANDIDATES) if outer else ()
     return Recommendation(
         settings=chosen,
         prediction=prediction,
         advice=advice_on(members, given, chosen, prediction),
         warnings=warnings_about(machine, workload, chosen, prediction, waiting, MOST_STEPS),
+        candidates=candidates,
     )
 
 
@@ -84,10 +101,11 @@ def steps_between(prediction: Prediction, settings: Settings) -> float:
 
 def _ladder(scene: _Scene, given: Settings) -> Iterator[Settings]:
     """What reaches the goal, the best first; at last what comes nearest."""
-    largest_samples = max(given.target_samples, LARGEST_BATCH_TOKENS // scene.workload.tokens_per_sample)
+    largest_samples = min(max(given.target_samples, LARGEST_BATCH_TOKENS // scene.workload.tokens_per_sample), MAX_TARGET_SAMPLES)
+    given = _without_sparse(given)
     for codec in ("fp16", "int8"):
         settings = _shaped(scene, replace(given, rule="gradient", codec=codec, overlap=False, fragments=1))
-        target_samples = max(given.target_samples, _power_above(_needed_s(scene, settings) / _sample_s(scene) * scene.members.peers))
+        target_samples = max(given.target_samples, _power_above(_needed_s(scene, settings) / _sample_s(scene) * scene.computing))
         if target_samples <= largest_samples:
             yield replace(settings, target_samples=target_samples)
     for codec, overlap, most_steps in (("int8", False, USUAL_STEPS), ("int8", True, USUAL_STEPS), ("int4", True, USUAL_STEPS)):
@@ -95,23 +113,62 @@ def _ladder(scene: _Scene, given: Settings) -> Iterator[Settings]:
         if steps_between(scene.predict(settings), settings) <= most_steps:
             yield settings
     last = _outer(scene, given, "int4", overlap=True)
-    yield last if steps_between(scene.predict(last), last) <= MOST_STEPS else _longest(scene, last)
+    if steps_between(scene.predict(last), last) <= MOST_STEPS:
+        yield last
+    elif not given.verify and _waiting(scene, last).utilisation < SPARSE_BELOW:
+        for codec in ("topk128", "topk64"):
+            sparse = _outer(scene, given, codec, overlap=True)
+            if steps_between(scene.predict(sparse), sparse) <= MOST_STEPS:
+                yield sparse
+        yield _longest(scene, _outer(scene, given, "topk64", overlap=True))
+    yield _longest(scene, last)
+
+
+def _without_sparse(given: Settings) -> Settings:
+    """Error feedback of a sparse codec says nothing about a dense one."""
+    return replace(given, error_feedback=0.0) if is_sparse(given.codec) else given
+
+
+def _candidate(scene: _Scene, given: Settings, codec: str) -> Candidate:
+    """A codec as it would do by the outer rule, with overlap."""
+    settings = _outer(scene, _without_sparse(given), codec, overlap=True)
+    found = scene.predict(settings)
+    return Candidate(
+        codec=codec,
+        round_s=found.averaging_s,
+        up_bytes=found.up_bytes,
+        steps=steps_between(found, settings),
+        utilisation=_waiting(scene, settings).utilisation,
+        quality=quality_of(codec),
+        usable=not (given.verify and is_sparse(codec)),
+    )
+
+
+def _waiting(scene: _Scene, settings: Settings) -> Prediction:
+    """The same, waiting for each round after as many inner steps as anybody has tried."""
+    return scene.predict(_longest(scene, replace(settings, overlap=False)))
 
 
 def _outer(scene: _Scene, given: Settings, codec: str, *, overlap: bool) -> Settings:
     """The outer rule with as few inner steps as keep devices computing."""
-    settings = _shaped(scene, replace(given, rule="outer", codec=codec, overlap=overlap, fragments=1))
+    decay = SPARSE_DECAY if is_sparse(codec) else given.error_feedback
+    settings = _shaped(scene, replace(given, rule="outer", codec=codec, error_feedback=decay, overlap=overlap, fragments=1))
     if overlap:
         settings = _cut(scene, settings)
     step_s = settings.inner_batch_samples * _sample_s(scene)
     steps = max(math.ceil(FEWEST_STEPS / settings.fragments), math.ceil(_needed_s(scene, settings) / step_s))
-    return replace(settings, target_samples=steps * settings.inner_batch_samples * scene.members.peers)
+    return _targeting(scene, settings, steps)
 
 
 def _longest(scene: _Scene, settings: Settings) -> Settings:
     """With as many inner steps as anybody has tried."""
-    steps = max(MOST_STEPS // settings.fragments, 1)
-    return replace(settings, target_samples=steps * settings.inner_batch_samples * scene.members.peers)
+    return _targeting(scene, settings, max(MOST_STEPS // settings.fragments, 1))
+
+
+def _targeting(scene: _Scene, settings: Settings, steps: int) -> Settings:
+    """With so many inner steps of a member until the target is reached, as far as a run file may ask for."""
+    target_samples = math.ceil(steps * settings.inner_batch_samples * scene.computing)
+    return replace(settings, target_samples=min(target_samples, MAX_TARGET_SAMPLES))
 
 
 def _needed_s(scene: _Scene, settings: Settings) -> float:

@@ -38,11 +38,13 @@ class Line:
     Args:
         dialable, clients: its members.
         senders: how many bring a contribution that nobody before them brings.
+        helpers: how many bring none, as they compute nothing.
     """
 
     dialable: int
     clients: int
     senders: int
+    helpers: int = 0
 
     @property
     def members(self) -> int:
@@ -79,8 +81,9 @@ def vector_bytes(codec: str, blocks: Blocks) -> int:
 
 
 @lru_cache(maxsize=64)
-def lines_of(dialable: int, clients: int, max_group: int) -> tuple[Counter[Line], ...]:
-    """The groups of each round of an epoch, and how many there are of each kind. Dialable members are placed first, as `Placement` does.
+def lines_of(dialable: int, clients: int, max_group: int, helpers: int = 0) -> tuple[Counter[Line], ...]:
+    """The groups of each round of an epoch, and how many there are of each kind. Dialable members are placed first, as `Placement` does;
+    the first of them are the helpers.
 
     Raises:
         ValueError: as `grid_for`.
@@ -88,19 +91,20 @@ def lines_of(dialable: int, clients: int, max_group: int) -> tuple[Counter[Line]
     grid = grid_for(dialable, clients, max_group)
     rounds = []
     for axis in range(len(grid.sides)):
-        held: dict[tuple[int, ...], list[tuple[bool, int]]] = {}
+        held: dict[tuple[int, ...], list[tuple[bool, bool, int]]] = {}
         for slot in range(dialable + clients):
             cell = grid.cell(slot)
-            held.setdefault(cell[:axis] + cell[axis + 1 :], []).append((slot < dialable, cell[axis]))
+            held.setdefault(cell[:axis] + cell[axis + 1 :], []).append((slot < dialable, slot < helpers, cell[axis]))
         rounds.append(Counter(_line(members, first=axis == 0) for members in held.values()))
     return tuple(rounds)
 
 
-def _line(members: list[tuple[bool, int]], *, first: bool) -> Line:
-    """Of members as (dialable, step along the axis)."""
-    dialable = sum(able for able, _ in members)
-    senders = len(members) if first else len({step for _, step in members})
-    return Line(dialable, len(members) - dialable, senders)
+def _line(members: list[tuple[bool, bool, int]], *, first: bool) -> Line:
+    """Of members as (dialable, helper, step along the axis). After the first round helpers hold a result like everybody else."""
+    dialable = sum(able for able, _, _ in members)
+    helpers = sum(helps for _, helps, _ in members) if first else 0
+    senders = len(members) - helpers if first else len({step for _, _, step in members})
+    return Line(dialable, len(members) - dialable, senders, helpers)
 
 
 def group_traffic(line: Line, codec: str, blocks: Blocks, *, verify: bool) -> GroupTraffic:
@@ -122,7 +126,7 @@ def group_traffic(line: Line, codec: str, blocks: Blocks, *, verify: bool) -> Gr
     up_bytes, down_bytes = [], []
     for i, count in enumerate(counts):
         mine = total * count / blocks.count
-        sends = i < line.senders
+        sends = line.helpers <= i < line.helpers + line.senders
         words_up, words_down = _words(n, blocks.count, verify=verify, leads=i == 0)
         frames_up = (blocks.count - count) * sends + count * (n - 1)
         frames_down = count * (line.senders - sends) + blocks.count - count

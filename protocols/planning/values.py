@@ -17,6 +17,10 @@ PROCESSING_S_PER_ELEM = 1.2e-8
 UPDATE_S_PER_ELEM = 1.5e-8
 """One update of the shared state on a CPU: optimizer, copies, and the hash that names the state. An estimate: `--probe` measures it."""
 
+MEASURED_LINK_SHARE = 0.94
+"""The same of a rate that was measured as payload, headers left out already: timed streams fill so much of a link
+(`protocols.bandwidth.FILLED`)."""
+
 LINK_SHARE = 0.9
 """How much of the least time's rate a round reaches on shaped links (docs/benchmarks.md, "Links of stated speeds": 0.905 and 0.867)."""
 
@@ -70,22 +74,34 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Members:
-    """Who computes: all alike, and all of them trainers.
+    """Who takes part: all on links alike.
 
     Args:
         peers: how many.
         clients: of these, how many nobody can dial: they reduce nothing.
+        helpers: of these, how many compute nothing; all of them can be dialled.
+        others_samples_per_s: what all but one compute together; None: everybody who computes is as fast as that one.
 
     Raises:
-        ConfigError: nobody, or nobody who can be dialled.
+        ConfigError: nobody who computes, or nobody who can be dialled.
     """
 
     peers: int
     clients: int = 0
+    helpers: int = 0
+    others_samples_per_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.peers < 1 or not 0 <= self.clients < self.peers:
             raise ConfigError(f"Of {self.peers} peers, {self.clients} cannot be clients: at least one must be dialable.")
+        if self.helpers < 0 or self.helpers + self.clients > self.peers or self.helpers == self.peers:
+            raise ConfigError(f"Of {self.peers} peers, {self.helpers} cannot be helpers: at least one must compute.")
+        if self.others_samples_per_s is not None and not self.others_samples_per_s >= 0:
+            raise ConfigError("What the others compute must not be negative.")
+
+    def computing(self, sample_s: float) -> float:
+        """As how many members the swarm computes that take `sample_s` seconds for a sample."""
+        return self.peers - self.helpers if self.others_samples_per_s is None else 1 + self.others_samples_per_s * sample_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +132,7 @@ class Settings:
     inner_batch_samples: int = 32
     fragments: int = 1
     codec: str = "fp32"
+    error_feedback: float = 0.0
     block_elems: int = 2**20
     max_group: int = 16
     overlap: bool = False
@@ -176,15 +193,39 @@ class Advice:
 
     section: str
     key: str
-    value: str | int | bool
+    value: str | int | float | bool
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A codec for the outer rule that was looked at.
+
+    Args:
+        codec: its name.
+        round_s: how long all rounds of an epoch take.
+        up_bytes: of a member and epoch.
+        steps: inner steps between two averages of the same parameter with which nobody waits.
+        utilisation: share of the time that devices compute if they wait after the most steps that were ever tried.
+        quality: what is known of the loss, in a few words.
+        usable: the run does not refuse it.
+    """
+
+    codec: str
+    round_s: float
+    up_bytes: float
+    steps: float
+    utilisation: float
+    quality: str
+    usable: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """Settings that fit, and why."""
+    """Settings that fit, and why; and what else was looked at, where the outer rule is recommended."""
 
     settings: Settings
     prediction: Prediction
     advice: tuple[Advice, ...]
     warnings: tuple[str, ...]
+    candidates: tuple[Candidate, ...] = ()

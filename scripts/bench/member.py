@@ -150,6 +150,7 @@ class Member:
         part = self._part
         prepare_libraries()
         config = PeerConfig(
+            probe=False,
             state_dir=part.state_dir,
             listen="127.0.0.1:0",
             announce="127.0.0.1",

@@ -60,6 +60,7 @@ class Ours:
             threads=1,
             niceness=0,
             checkpoint_every_epochs=NEVER,  # no other system writes any
+            probe=False,
         )
         if task.bootstrap is None:
             self._found(task, publish)

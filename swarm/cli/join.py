@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from protocols.errors import ConfigError, InviteError
 from swarm.cli.common import Announce, DeviceName, Listen, RoleName, Settings, StateDir, configure, err, out, start_logging
 
+if TYPE_CHECKING:
+    from swarm.connection import Connection
+    from swarm.training.trainer import Trainer
+
 HELP = """Join a run and train along until Ctrl-C.
 
 INVITE is the link somebody gave you, or @FILE to read it from a file. The first Ctrl-C leaves cleanly within five seconds; the same command
 later goes on with the same identity.
+
+While the first micro-batches are computed, for half a minute at most, it is measured how fast this machine computes, and with some members
+what its link carries; what to expect of the run is shown and kept as measured.json. --no-probe leaves that out.
 
 Example:
 
@@ -31,13 +39,17 @@ def command(  # noqa: PLR0913  one for each flag
     device: DeviceName = None,
     role: RoleName = None,
     settings: Settings = None,
+    no_probe: Annotated[
+        bool, typer.Option("--no-probe", help="Do not measure this machine and its link while the first micro-batches are computed.")
+    ] = False,
     attack: Annotated[
         str | None,
         typer.Option("--attack", hidden=True, help="For demonstrations and tests: attack the run in this way. The peer is banned for it."),
     ] = None,
 ) -> None:
     """See `HELP`."""
-    flags = {"state_dir": state_dir, "listen": listen, "announce": announce, "device": device, "role": role}
+    probe = False if no_probe else None
+    flags = {"state_dir": state_dir, "listen": listen, "announce": announce, "device": device, "role": role, "probe": probe}
     config = configure(flags, settings)
     link = read_link(invite)
     from peers.clock import SystemClock
@@ -51,7 +63,14 @@ def command(  # noqa: PLR0913  one for each flag
     if attack:
         _check_attack(attack)
     with watching(config.status_path, out):
-        run_volunteer(config, link, attack=attack)
+        run_volunteer(config, link, attack=attack, beside=_probe if config.probe else None)
+
+
+def _probe(connection: Connection, trainer: Trainer) -> AbstractContextManager[None]:
+    """Measure while the trainer runs, and show what was found above the table."""
+    from swarm.surveying import surveying
+
+    return surveying(connection, trainer, lambda text: out.print(text, markup=False, soft_wrap=True))
 
 
 def _check_attack(attack: str) -> None:

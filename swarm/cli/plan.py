@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from swarm.cli.common import AsJson, configure, err, out, print_json
+from swarm.cli.plan_measured import measured_machine_of, members_and_link, read_measured
 
 if TYPE_CHECKING:
     from protocols.planning import Link, Machine, Members, Prediction, Recommendation, Settings, Workload
@@ -21,7 +22,8 @@ HELP = """Say what a run will be like on given machines and links, and which set
 
 Prints how long epochs and rounds take, how many bytes each peer moves, and how much of the time devices compute, for the run file as it is
 and with the recommended settings, and the lines to put into the run file. --probe measures this machine for about half a minute, and
-stands in for --device-tflops.
+stands in for --device-tflops. --measured takes what a member measured when it joined, and stands in for --device-tflops, --mbit, --rtt-ms
+and --peers; what is given beside it counts.
 
 Example:
 
@@ -32,10 +34,13 @@ _MOST_PEERS = 100_000
 _MOST_MBIT = 1e6
 _GIB = 2**30
 
-Peers = Annotated[int, typer.Option("--peers", min=1, max=_MOST_PEERS, help="How many compute.")]
-Mbit = Annotated[float, typer.Option("--mbit", min=0.001, max=_MOST_MBIT, help="Each one's link, its slower direction, in Mbit/s.")]
+Peers = Annotated[int | None, typer.Option("--peers", min=1, max=_MOST_PEERS, help="How many compute.")]
+Measured = Annotated[
+    Path | None, typer.Option("--measured", help="What a member measured: the measured.json of its state directory, or that directory.")
+]
+Mbit = Annotated[float | None, typer.Option("--mbit", min=0.001, max=_MOST_MBIT, help="Each one's link, its slower direction, in Mbit/s.")]
 Clients = Annotated[int, typer.Option("--clients", min=0, help="How many of the peers cannot be dialled: they reduce nothing.")]
-RoundTrip = Annotated[float, typer.Option("--rtt-ms", min=0.0, max=60_000.0, help="Round trip between peers, in milliseconds.")]
+RoundTrip = Annotated[float | None, typer.Option("--rtt-ms", min=0.0, max=60_000.0, help="Round trip between peers, in ms [50].")]
 Tflops = Annotated[float | None, typer.Option("--device-tflops", min=1e-6, max=1e6, help="Stated speed of each device, 10^12 a second.")]
 Share = Annotated[
     float, typer.Option("--utilisation-of-device", min=0.001, max=1.0, help="How much of its stated speed a device reaches in training.")
@@ -48,29 +53,33 @@ Device = Annotated[str, typer.Option("--device", help="Which to probe: auto, cpu
 
 def command(  # noqa: PLR0913  each parameter is a flag
     run_file: Annotated[Path, typer.Argument(metavar="RUN_FILE", help="TOML file of the run.")],
-    peers: Peers,
-    mbit: Mbit,
+    peers: Peers = None,
+    mbit: Mbit = None,
     clients: Clients = 0,
-    rtt_ms: RoundTrip = 50.0,
+    rtt_ms: RoundTrip = None,
     device_tflops: Tflops = None,
     utilisation_of_device: Share = 0.35,
     memory_gib: Memory = None,
     micro_batch: MicroBatch = 8,
     probe: DoProbe = False,
     device: Device = "auto",
+    measured: Measured = None,
     as_json: AsJson = False,
 ) -> None:
     """See `HELP`."""
-    if probe == (device_tflops is not None):
-        raise typer.BadParameter("give one of the two: what devices can do, or --probe to measure this one.", param_hint="--device-tflops")
-    from protocols.planning import Link, Machine, Members
-    from protocols.planning.values import MBIT_BYTES
-    from swarm.runfile import read_spec
+    if probe + (device_tflops is not None) + (measured is not None) != 1:
+        message = "give one of the three: what devices can do, --probe to measure this one, or --measured for what a member has measured."
+        raise typer.BadParameter(message, param_hint="--device-tflops")
+    from protocols.planning import Machine
+    from swarm.runfile import check_fragments, read_spec
 
     spec = read_spec(run_file)
-    members = Members(peers=peers, clients=clients)
-    link = Link(bytes_per_s=mbit * MBIT_BYTES, rtt_s=rtt_ms / 1e3)
-    if device_tflops is not None:
+    check_fragments(spec)
+    found = read_measured(measured) if measured else None
+    members, link = members_and_link(found, peers, clients, mbit, rtt_ms)
+    if found is not None:
+        machine = measured_machine_of(found)
+    elif device_tflops is not None:
         machine = Machine(flops_per_s=device_tflops * 1e12 * utilisation_of_device, micro_batch_samples=micro_batch)
     else:
         machine = _probed(spec, device)
@@ -103,6 +112,7 @@ def _report(spec: RunSpec, members: Members, machine: Machine, link: Link, *, as
         return
     _show_machine(machine, workload)
     _show_predictions(given, now, other, better)
+    _show_candidates(better)
     for advice in better.advice:
         out.print(f"{advice.section}.{advice.key} = {_toml(advice.value)}: {advice.why}", markup=False, soft_wrap=True)
     for warning in better.warnings:
@@ -127,6 +137,7 @@ def _as_json(
         "workload": asdict(workload),
         "given": {"settings": asdict(settings), "prediction": _numbers(now), "other_overlap": _numbers(other)},
         "recommended": {"settings": asdict(better.settings), "prediction": _numbers(better.prediction)},
+        "candidates": [asdict(candidate) for candidate in better.candidates],
         "advice": [asdict(advice) for advice in better.advice],
         "run_file": run_file_lines(better),
         "warnings": list(better.warnings),
@@ -147,7 +158,7 @@ def run_file_lines(better: Recommendation) -> str:
     return "\n".join(lines)
 
 
-def _toml(value: str | int | bool) -> str:
+def _toml(value: str | float | bool) -> str:
     """A number, a string or true and false as TOML has them, which JSON has alike."""
     return json.dumps(value)
 
@@ -168,6 +179,21 @@ def _show_predictions(given: Settings, now: Prediction, other: Prediction, bette
     columns = [_figures(settings, found) for settings, found in ((given, now), (given, other), (better.settings, better.prediction))]
     for name in columns[0]:
         table.add_row(name, *(column[name] for column in columns))
+    out.print(table)
+    out.print()
+
+
+def _show_candidates(better: Recommendation) -> None:
+    from rich.table import Table
+
+    if not better.candidates:
+        return
+    table = Table(box=None, pad_edge=False, title="Codecs for the outer rule", title_justify="left")
+    for title in ("", "a round", "up an epoch", "steps without waiting", "computing if all wait", "held-out loss"):
+        table.add_column(title, justify="right" if title and title != "held-out loss" else "left")
+    for found in better.candidates:
+        figures = (_time(found.round_s), f"{_short(found.up_bytes)}B", f"{found.steps:.0f}", f"{found.utilisation:.0%}")
+        table.add_row(found.codec, *figures, found.quality if found.usable else f"{found.quality}; not in a run that verifies")
     out.print(table)
     out.print()
 

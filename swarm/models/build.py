@@ -13,6 +13,7 @@ from swarm.models.memory import available_memory_bytes
 from swarm.models.vocabulary import BYTES
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PretrainedConfig
 
@@ -63,6 +64,15 @@ def count_parameters(model: Mapping[str, Any]) -> int:
         ConfigError: as `build_model`.
     """
     return _count(_configuration(model))
+
+
+def meta_parameters(model: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Names and shapes of the parameters (tied ones once) of a run's model section, without allocating them.
+
+    Raises:
+        ConfigError: as `build_model`.
+    """
+    return dict(_on_meta(_configuration(model)).named_parameters())
 
 
 def configuration(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,10 +137,14 @@ def _construct(config: PretrainedConfig) -> nn.Module:
 
 
 def _count(config: PretrainedConfig) -> int:
+    return sum(parameter.numel() for parameter in _on_meta(config).parameters())
+
+
+def _on_meta(config: PretrainedConfig) -> nn.Module:
     import torch
 
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return sum(parameter.numel() for parameter in _construct(config).parameters())
+        return _construct(config)
 
 
 def _complaints() -> tuple[type[Exception], ...]:

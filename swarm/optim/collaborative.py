@@ -77,6 +77,8 @@ class CollaborativeOptimizer(OptimizerParts):
         self._meter = Meter(clock)
         self._started = False
         self._replays: Replays | None = None
+        self.update_s: float | None = None
+        """How long it took to apply the last result, the hash of the new state included; None before the first."""
 
     def replay_with(self, compute: ReplayBatch) -> None:
         """From now on serve the peer's replays: compute again, between micro-batches, what other members contributed.
@@ -294,10 +296,12 @@ class CollaborativeOptimizer(OptimizerParts):
         if self._outgoing.on_its_way is None:
             self._rule.begin_next()
             self._meter.new_epoch()
+        began_s = self._clock()
         self._outgoing.settle(vector, self.epoch, included=outcome.included_us)
         stepped = self._rule.apply(vector, self.epoch)
         self._held.advance(round(outcome.weight))
         self._announce()
+        self.update_s = self._clock() - began_s
         if not self._overlap:
             self._meter.resume()
         if not stepped:

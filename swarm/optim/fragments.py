@@ -33,7 +33,7 @@ def fragments_of(tensors: Mapping[str, torch.Tensor], count: int) -> tuple[tuple
         found = _BLOCK.search(f".{name}.")
         blocks.setdefault(f"block {found[1]}" if found else name, []).append(name)
     if not 1 <= count <= len(blocks):
-        raise ConfigError(f"this model has {len(blocks)} parts and cannot be averaged in {count} fragments: lower outer.fragments")
+        raise ConfigError(f"The model has {len(blocks)} parts and cannot be averaged in {count} fragments: lower outer.fragments.")
     elems = [0] * count
     place: dict[str, int] = {}
     numbered = [names for key, names in blocks.items() if key.startswith("block ")]

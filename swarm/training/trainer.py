@@ -20,7 +20,8 @@ from swarm.data.dataset import Dataset
 from swarm.optim.collaborative import CollaborativeOptimizer
 from swarm.optim.outcome import StepOutcome, StepStatus
 from swarm.optim.state import StateMismatch
-from swarm.training.gradients import LossSum, accumulate_gradients
+from swarm.training.gradients import LossSum, accumulate_gradients, device_of
+from swarm.training.pace import Pace
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +97,25 @@ class Trainer:
         self._actions = (*actions, EpochAction(settings.checkpoint_every_epochs, self._save))
         self.samples_total = 0
         """Samples this member has computed since it started."""
+        self.pace = Pace()
+        """How fast it computes."""
         self._saved_hash = b""
         self._loaded = False
+
+    @property
+    def micro_batch_samples(self) -> int:
+        """B."""
+        return self._settings.micro_batch_samples
+
+    @property
+    def device_type(self) -> str:
+        """Of the device that computes: "cpu" or "cuda"."""
+        return device_of(self._model).type
+
+    @property
+    def update_s(self) -> float | None:
+        """See `CollaborativeOptimizer.update_s`."""
+        return self._optimizer.update_s
 
     def run(self) -> Epoch:
         """Train; returns the epoch reached once the run or the peer has ended, after a last checkpoint.
@@ -131,9 +149,14 @@ class Trainer:
             return behind
         settings, first = self._settings, self._optimizer.next_sample
         size = min(settings.micro_batch_samples, self._optimizer.batch_limit or settings.micro_batch_samples)
-        loss = self._compute(self._optimizer.sampling_epoch, settings.member, range(first, first + size))
-        self.samples_total += loss.samples
-        return self._optimizer.step(samples=loss.samples, loss=loss.mean, summed=True)
+        undisturbed, averaging = self._peer.replay_wanted() is None, self._optimizer.averaging
+        with self.pace.turn() as turn:
+            loss = self._compute(self._optimizer.sampling_epoch, settings.member, range(first, first + size))
+            self.samples_total += loss.samples
+            outcome = self._optimizer.step(samples=loss.samples, loss=loss.mean, summed=True)
+            if undisturbed and outcome.status is StepStatus.ACCUMULATED and self._optimizer.averaging is averaging:
+                turn.samples = loss.samples
+        return outcome
 
     def _replay_batch(self, request: ReplayRequest, done: int) -> int | None:
         """The next samples of another member's contribution: a `swarm.optim.replaying.ReplayBatch`."""

@@ -27,6 +27,7 @@ class Case:
     codec: str
     max_group: int = 16
     clients: int = 0
+    helpers: int = 0
     verify: bool = False
     size_elems: int = 2**18
     block_elems: int = 2**14
@@ -41,7 +42,8 @@ async def _measured(case: Case) -> tuple[float, float, float]:
     async with SimulatedSwarm(case.peers, link=link, averaging=averaging, clients=clients) as swarm:
         begin_s = asyncio.get_running_loop().time()
         bandwidths = [0 if number in clients else int(BYTES_PER_S) for number in range(case.peers)]
-        assert len(averaged(await swarm.round(case.size_elems, bandwidths=bandwidths))) == case.peers
+        weights = [0.0 if number < case.helpers else 1.0 for number in range(case.peers)]
+        assert len(averaged(await swarm.round(case.size_elems, bandwidths=bandwidths, weights=weights))) == case.peers
         took_s = asyncio.get_running_loop().time() - begin_s
         traffic = [member.transport.traffic for member in swarm.members]
         up_bytes, down_bytes = sum(one.sent_bytes for one in traffic), sum(one.received_bytes for one in traffic)
@@ -50,7 +52,7 @@ async def _measured(case: Case) -> tuple[float, float, float]:
 
 def _predicted(case: Case) -> Prediction:
     return predict(
-        Members(peers=case.peers, clients=case.clients),
+        Members(peers=case.peers, clients=case.clients, helpers=case.helpers),
         Machine(flops_per_s=1.0, processing_s_per_elem=0.0, update_s_per_elem=0.0),  # on virtual time computing takes none
         Link(bytes_per_s=BYTES_PER_S, rtt_s=RTT_S, share=1.0),  # and neither do TCP's headers
         Workload(parameters=case.size_elems, flops_per_sample=1.0, tokens_per_sample=1),
@@ -71,6 +73,10 @@ def _predicted(case: Case) -> Prediction:
         Case(9, "int8", max_group=3),
         Case(10, "int8", max_group=8),
         Case(12, "int8", max_group=4, clients=3),
+        Case(2, "int8", helpers=1),
+        Case(6, "int8", helpers=2, clients=1),
+        Case(4, "topk64", size_elems=2**21, block_elems=2**16),
+        Case(8, "topk128", size_elems=2**21, block_elems=2**16),
     ],
     ids=str,
 )

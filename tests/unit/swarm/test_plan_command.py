@@ -23,7 +23,7 @@ preset = "{preset}"
 [data]
 sequence_length = {tokens}
 """
-KEYS = {"members", "machine", "link", "workload", "given", "recommended", "advice", "run_file", "warnings"}
+KEYS = {"members", "machine", "link", "workload", "given", "recommended", "advice", "run_file", "warnings", "candidates"}
 FIGURES = {
     "sample_s",
     "step_s",
@@ -89,7 +89,7 @@ def test_its_json_has_these_keys(run_file: Path) -> None:
     assert set(found) == KEYS
     assert set(found["given"]["prediction"]) == set(found["given"]["other_overlap"]) == FIGURES
     assert set(found["recommended"]["prediction"]) == FIGURES
-    assert found["members"] == {"peers": 5, "clients": 2}
+    assert found["members"] == {"peers": 5, "clients": 2, "helpers": 0, "others_samples_per_s": None}
     assert {advice["key"] for advice in found["advice"]} >= {"rule", "codec", "max_group", "overlap", "target_batch_samples"}
     assert all(advice["why"].endswith(".") for advice in found["advice"])
 
