@@ -2,9 +2,9 @@
 
     python -m scripts.bench.planning --json
 
-Four members are processes in network namespaces with shaped links (`scripts.bench.netns`; needs root), as in the training benchmark. The last
-one probes its machine and its link while all begin to train, as `swarm-peer join` does. What it is told to expect (`measured.json`) stands
-beside what all members did from the first epoch after that on. Ratios are predicted by measured.
+Four members are processes in network namespaces with shaped links (`scripts.bench.netns`; needs root), as in the training benchmark. The
+last one probes its machine and its link while all begin to train, as `swarm-peer join` does. What it is told to expect (`measured.json`)
+stands beside what all members did from the first epoch after that on. Ratios are predicted by measured.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One of our members as a worker of the planning benchmark: the last one probes as `swarm-peer join` does, and all say what epochs cost.
 
-Beside the folder of the snapshots each leaves `epochs-<rank>.json`: for every epoch as it begins the time, payload sent and received by then,
-and how long the trainer had computed; and when the probe was through.
+Beside the folder of the snapshots each leaves `epochs-<rank>.json`: for every epoch as it begins the time, payload sent and received by
+then, and how long the trainer had computed; and when the probe was through.
 """
 
 from __future__ import annotations
