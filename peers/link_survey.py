@@ -225,6 +225,7 @@ class LinkSurvey:
         """One direction, with all members at once; whoever fails is left out from now on."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + PHASE_S
+        phase.arrived(loop.time(), 0)
 
         async def work(stream: Stream) -> None:
             try:

@@ -26,6 +26,7 @@ from protocols.certificate_chain import CertificateChain
 from protocols.codecs import codec_named
 from protocols.errors import RoundError
 from protocols.ids import Epoch, PeerId, SwarmTime
+from protocols.link_figures import LinkFigures
 from protocols.record_keeping import record_validator
 from protocols.records import Presence, Role
 from protocols.signing import Sealer
@@ -168,6 +169,7 @@ class NodeSwarm:
         founder: bool = True,
         conduct: Conduct = HONEST,
         ledger: Ledger | None = None,
+        on_link: Callable[[LinkFigures], None] | None = None,
     ) -> Trainee:
         """Start a member that trains.
 
@@ -181,6 +183,7 @@ class NodeSwarm:
             founder: it may begin alone.
             conduct: how it behaves.
             ledger: bans that it knows; kept up to date.
+            on_link: it measures its link, and tells.
         """
         run, authority_key = world().run, world().authority_key
         who, clock = identity(number), SimulatedClock(error_s=error_s)
@@ -190,7 +193,7 @@ class NodeSwarm:
         bandwidth = 0 if role == "client" else 1_000_000
         ledger = Ledger() if ledger is None else ledger
         settings = NodeSettings(
-            run, authority_key, rules, self._target_samples, presence, bandwidth, founder=founder, ledger=ledger, conduct=conduct
+            run, authority_key, rules, self._target_samples, presence, bandwidth, founder, ledger=ledger, conduct=conduct, on_link=on_link
         )
         store = MemoryStore(clock, _validator, self.records)
         transport = PortedTransport(SimulatedTransport(self.network, who.peer))

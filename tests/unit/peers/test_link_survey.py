@@ -27,6 +27,7 @@ from protocols.messages_measure import (
     padding,
     padding_bytes,
 )
+from tests.helpers.node_swarm import NodeSwarm, state
 
 JOINER = PeerId(b"j" * 32)
 LATENCY_S = 0.02
@@ -188,6 +189,23 @@ def test_a_bug_in_measuring_does_not_end_the_member() -> None:
     simulate(scenario)
 
 
+def test_a_node_that_joins_measures_its_link_while_it_trains() -> None:
+    async def main() -> None:
+        told: list[LinkFigures] = []
+        async with NodeSwarm(target_samples=400) as swarm:
+            for number in range(3):
+                swarm.add(number, held=state(0))
+            await swarm.until(lambda: all(member.epoch >= 1 for member in swarm.members))
+            joiner = swarm.add(3, held=state(0), founder=False, on_link=told.append)
+            await swarm.until(lambda: bool(told), limit_s=60)
+            assert joiner.epoch >= 1, "it took over the state before it measured"
+            assert told[0].slower_bytes_per_s == pytest.approx(1e7, rel=0.2), told[0]
+            epoch = joiner.epoch
+            await swarm.until(lambda: joiner.epoch >= epoch + 2)
+
+    run_simulated(main(), limit_s=600)
+
+
 async def _step(stream: Stream, request: MeasureRequest) -> None:
     """One step of a client."""
     await stream.send(request.encode())
@@ -309,9 +327,12 @@ def test_numbers_out_of_range_are_refused(numbers: tuple[int, int]) -> None:
         MeasureRequest.decode(b"\x02" + inside.encode()[1:], JOINER)
 
 
-def test_a_rate_leaves_out_the_beginning_and_says_nothing_of_little() -> None:
-    slow_start = [0.0, 10.0, 11.0, 12.0, 13.0]
-    assert steady_rate(slow_start, [0, 2**20, 2 * 2**20, 3 * 2**20, 4 * 2**20]) == 2**20
+def test_a_rate_leaves_out_the_beginning_but_believes_no_burst_and_says_nothing_of_little() -> None:
+    mib = [0, *(number * 2**20 for number in range(1, 9))]
+    slow_start = [0.0, 1.2, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+    assert steady_rate(slow_start, mib) == 2**20
+    seen_late = [0.0, 6.0, 7.0, 7.1, 7.2, 7.3, 7.4, 7.7, 8.0]
+    assert steady_rate(seen_late, mib) == 9 / 8 * 2**20
     assert steady_rate([0.0, 1.0], [0, 1000]) is None
     assert steady_rate([1.0, 1.0], [0, 2**22]) is None
     assert steady_rate([], []) is None

@@ -15,10 +15,12 @@ from protocols.ids import BlockIndex
 from protocols.layout import Blocks
 from protocols.partition import least_time_s
 from protocols.planning import Link, Machine, Members, Recommendation, Settings, Workload, predict, recommend
-from protocols.planning.recommending import GOAL, GRADIENT_GOAL, MOST_STEPS, steps_between
+from protocols.planning.predicting import CLOSING_S
+from protocols.planning.recommending import GOAL, GRADIENT_GOAL, MOST_STEPS, SPARSE_DECAY, steps_between
+from protocols.planning.suiting import how_it_suits, link_for
 from protocols.planning.traffic import Line, group_traffic, lines_of, vector_bytes
 from protocols.planning.values import MBIT_BYTES
-from protocols.runspec import RunSpec
+from protocols.runspec import MAX_TARGET_SAMPLES, RunSpec
 
 MEDIUM = Workload(parameters=85_000_000, flops_per_sample=6 * 85e6 * 128, tokens_per_sample=128, parts=12)
 TWELVE = Members(peers=12)
@@ -175,8 +177,7 @@ def test_what_is_recommended_is_a_run_file_and_keeps_devices_computing(
     sections: dict[str, dict[str, object]] = {"run": {"name": "x"}, "model": {"preset": "tiny"}}
     for advice in found.advice:
         sections.setdefault(advice.section, {})[advice.key] = advice.value
-    if found.settings.target_samples <= 10**8:
-        RunSpec.from_settings(sections)
+    RunSpec.from_settings(sections)
     too_slow = any("too slow" in warning for warning in found.warnings)
     assert too_slow or found.prediction.utilisation >= GRADIENT_GOAL * 0.99
     assert too_slow or found.settings.rule == "gradient" or steps_between(found.prediction, found.settings) <= MOST_STEPS * 1.2
@@ -191,8 +192,106 @@ def test_what_is_recommended_is_a_run_file_and_keeps_devices_computing(
         lambda: Link(bytes_per_s=1e6, rtt_s=-1.0),
         lambda: Members(peers=0),
         lambda: Members(peers=3, clients=3),
+        lambda: Members(peers=3, helpers=3),
+        lambda: Members(peers=3, clients=2, helpers=2),
+        lambda: Members(peers=3, others_samples_per_s=-1.0),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(make: object) -> None:
     with pytest.raises(ConfigError):
         make()  # type: ignore[operator]
+
+
+OPEN = Settings(verify=False)
+"""A run that believes everybody: sparse codecs are allowed."""
+
+
+def test_sparse_codecs_are_for_links_on_which_dense_ones_would_wait_and_runs_that_do_not_verify() -> None:
+    fast_device = Machine(flops_per_s=7e12)
+    crawling, slow, open_slow = (advised_with(mbit, fast_device, OPEN) for mbit in (1, 2, 5))
+    for found in (crawling, slow):
+        assert found.settings.codec.startswith("topk")
+        assert found.settings.error_feedback == SPARSE_DECAY
+        advice = {(one.section, one.key): one.value for one in found.advice}
+        assert advice["outer", "momentum"] == 0.0
+        assert advice["averaging", "error_feedback"] == SPARSE_DECAY
+        assert any("3.8 to 8.1 %" in warning for warning in found.warnings)
+        RunSpec.from_settings(run_file_of(found))
+    assert open_slow.settings.codec == "int4", "the link carries what costs no quality"
+    verified = advised_with(1, fast_device, Settings())
+    assert verified.settings.codec == "int4"
+    assert any("verifies refuses" in warning for warning in verified.warnings)
+
+
+def test_what_else_was_looked_at_is_shown_with_its_price() -> None:
+    for asked in (OPEN, Settings()):
+        found = advised_with(20, SLOW_DEVICE, asked)
+        assert [one.codec for one in found.candidates] == ["int8", "int4", "topk128", "topk64"]
+        assert [one.usable for one in found.candidates] == [True, True, not asked.verify, not asked.verify]
+        assert [one.up_bytes for one in found.candidates] == sorted((one.up_bytes for one in found.candidates), reverse=True)
+        assert all(("higher" in one.quality) == one.codec.startswith("topk") for one in found.candidates)
+    assert advised(10_000).candidates == ()
+
+
+def test_a_dense_codec_in_place_of_a_sparse_one_takes_its_feedback_away() -> None:
+    given = replace(OPEN, codec="topk64", error_feedback=0.9, rule="outer")
+    found = advised_with(10_000, SLOW_DEVICE, given)
+    assert not found.settings.codec.startswith("topk")
+    assert run_file_of(found)["averaging"]["error_feedback"] == 0.0
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("flops_per_s", [1e15, 1e18])
+def test_no_run_file_is_recommended_that_would_be_refused(flops_per_s: float, verify: bool) -> None:
+    given = Settings(verify=verify, inner_batch_samples=10**6)
+    found = advised_with(1, Machine(flops_per_s=flops_per_s), given, Members(peers=100))
+    assert found.settings.target_samples == MAX_TARGET_SAMPLES
+    assert any(str(MAX_TARGET_SAMPLES) in warning for warning in found.warnings)
+    RunSpec.from_settings(run_file_of(found))
+
+
+def test_slower_and_faster_companions_and_those_that_only_help_count_as_what_they_are() -> None:
+    alike = predict(Members(peers=4), SLOW_DEVICE, link_of(100), MEDIUM, Settings())
+    speed = 1 / alike.sample_s
+    same, slow, fast = (
+        predict(Members(peers=4, others_samples_per_s=times * speed), SLOW_DEVICE, link_of(100), MEDIUM, Settings()) for times in (3, 0, 30)
+    )
+    assert same == alike
+    assert slow.compute_s - CLOSING_S == pytest.approx(4 * (alike.compute_s - CLOSING_S))
+    assert fast.compute_s < alike.compute_s
+    helped = predict(Members(peers=4, helpers=1), SLOW_DEVICE, link_of(100), MEDIUM, Settings())
+    assert helped.compute_s - CLOSING_S == pytest.approx((alike.compute_s - CLOSING_S) * 4 / 3)
+    assert helped.up_bytes < alike.up_bytes
+
+
+def test_a_verdict_names_what_holds_a_member_up_and_what_would_help() -> None:
+    settings = Settings(target_samples=4096)
+    told = {mbit: how_it_suits(TWELVE, SLOW_DEVICE, link_of(mbit), MEDIUM, settings) for mbit in (5, 10_000)}
+    assert "suits this machine" in told[10_000]
+    needed = link_for(TWELVE, SLOW_DEVICE, link_of(5), MEDIUM, settings)
+    assert needed is not None
+    assert f"{needed / MBIT_BYTES:.3g} Mbit/s" in told[5]
+    assert predict(TWELVE, SLOW_DEVICE, replace(link_of(5), bytes_per_s=needed), MEDIUM, settings).utilisation == pytest.approx(
+        GOAL, rel=0.01
+    )
+    overlapped = replace(settings, overlap=True)
+    assert "a round takes" in how_it_suits(TWELVE, SLOW_DEVICE, link_of(5), MEDIUM, overlapped)
+    assert "drift apart" in how_it_suits(TWELVE, SLOW_DEVICE, link_of(0.1), MEDIUM, replace(overlapped, rule="outer"))
+    assert "suits this machine" in how_it_suits(TWELVE, SLOW_DEVICE, link_of(10_000), MEDIUM, overlapped)
+    assert "Nobody else" in how_it_suits(Members(peers=1), SLOW_DEVICE, link_of(5), MEDIUM, settings)
+    slow_cpu = replace(SLOW_DEVICE, update_s_per_elem=1e-6)
+    assert "Updating" in how_it_suits(TWELVE, slow_cpu, link_of(10_000), MEDIUM, Settings())
+    far = replace(link_of(10_000), rtt_s=5.0)
+    assert "on any link" in how_it_suits(TWELVE, SLOW_DEVICE, far, MEDIUM, Settings(target_samples=64))
+
+
+def advised_with(mbit: float, machine: Machine, given: Settings, members: Members = TWELVE) -> Recommendation:
+    return recommend(members, machine, link_of(mbit), MEDIUM, given)
+
+
+def run_file_of(found: Recommendation) -> dict[str, dict[str, object]]:
+    """A run that does not verify, as sparse codecs are refused otherwise, with what is recommended."""
+    sections: dict[str, dict[str, object]] = {"run": {"name": "x"}, "model": {"preset": "tiny"}, "trust": {"verify": found.settings.verify}}
+    for advice in found.advice:
+        sections.setdefault(advice.section, {})[advice.key] = advice.value
+    return sections
