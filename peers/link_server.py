@@ -27,7 +27,7 @@ STEP_BYTES = 2**14
 
 WHILE_S = 600.0
 MAX_STREAMS = 4
-IDLE_S = 5.0
+IDLE_S = 8.0
 STREAM_S = 30.0
 """A stream lives no longer, however slow it is."""
 

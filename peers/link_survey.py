@@ -36,6 +36,7 @@ MOST_BYTES = 4 * 2**20
 PHASE_S = 2.5
 """How long new steps are begun, each way."""
 
+AHEAD_S = 0.5
 MOST_IN_FLIGHT = 16
 STREAM_S = 15.0
 ANSWER_S = 5.0
@@ -239,9 +240,9 @@ class LinkSurvey:
                 tasks.create_task(work(stream))
 
     async def _steps(self, stream: Stream, step: MeasureRequest, phase: _Phase, until_s: float) -> None:
-        """Steps, more of them under way at once the more were answered, as round trips would be waited for otherwise."""
+        """Steps, so many under way at once that round trips are not waited for, but hardly more than come in `AHEAD_S`: it has to end."""
         loop = asyncio.get_running_loop()
-        up = step.up_bytes > 0
+        up, began_s = step.up_bytes > 0, loop.time()
         asked, owed, at_once = 0, deque[MeasureRequest](), 2
         while True:
             while len(owed) < at_once and asked < MOST_BYTES // STEP_BYTES and loop.time() < until_s and not self._busy():
@@ -253,7 +254,8 @@ class LinkSurvey:
             await _answer(stream, owed.popleft(), lambda size_bytes: None if up else phase.arrived(loop.time(), size_bytes))
             if up:
                 phase.arrived(loop.time(), step.up_bytes)
-            at_once = min(at_once + 1, MOST_IN_FLIGHT)
+            answered_per_s = (asked - len(owed)) / max(loop.time() - began_s, SAMPLE_EVERY_S)
+            at_once = min(max(2, int(answered_per_s * AHEAD_S)), MOST_IN_FLIGHT)
 
 
 async def _ask(stream: Stream, step: MeasureRequest) -> None:
