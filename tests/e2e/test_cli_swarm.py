@@ -117,6 +117,21 @@ def test_members_see_each_other(swarm: Swarm) -> None:
     assert {member["role"] for member in status["members"]} == {"trainer", "helper"}
 
 
+def test_a_member_that_joins_is_told_what_to_expect(swarm: Swarm) -> None:
+    measured = swarm.folder / "alice" / "measured.json"
+    _wait(measured.exists, 60, lambda: swarm.log("alice"))
+    found = json.loads(measured.read_text(encoding="utf-8"))
+    assert found["samples_per_s"] > 0
+    assert found["peers"] == 2
+    assert found["helpers"] == 1
+    assert min(found["up_bytes_per_s"], found["down_bytes_per_s"]) > 0, found["link_note"]
+    assert found["expected"]["epoch_s"] > 0
+    assert "Your machine in the run e2e:" in swarm.log("alice")
+    assert swarm.status("alice")["measured"] == found
+    planned = swarm.command("plan", str(swarm.folder / "run.toml"), "--measured", str(measured), "--json")
+    assert json.loads(planned.stdout)["given"]["prediction"]["epoch_s"] == pytest.approx(found["expected"]["epoch_s"])
+
+
 def test_doctor_finds_everybody_healthy(swarm: Swarm) -> None:
     for name in ("coordinator", "alice"):
         done = swarm.command("doctor", "--json", "--state-dir", str(swarm.folder / name))

@@ -26,7 +26,9 @@ from protocols.errors import (
 from swarm.cli import app, common
 from swarm.cli.join import read_link
 from swarm.monitoring.status import STOPPED, write_status
+from swarm.monitoring.survey import write_survey
 from tests.unit.swarm.status_builder import a_status
+from tests.unit.swarm.test_survey import a_survey
 
 FROZEN = {
     "init": {"RUN_FILE", "--preset", "--name", "--state-dir", "--json"},
@@ -186,6 +188,19 @@ def test_status_tells_running_stopped_and_never(tmp_path: Path) -> None:
     code, text, _ = _run("status", "--state-dir", str(tmp_path))
     assert code == ExitCode.UNHEALTHY
     assert "not running: stopped" in text
+
+
+def test_status_shows_what_was_measured_on_joining(tmp_path: Path) -> None:
+    write_status(tmp_path / "status.json", a_status(updated_at=time.time()))
+    assert json.loads(_run("status", "--state-dir", str(tmp_path), "--json")[1])["measured"] is None
+    write_survey(tmp_path / "measured.json", a_survey(run_id=a_status().run_id))
+    assert json.loads(_run("status", "--state-dir", str(tmp_path), "--json")[1])["measured"]["samples_per_s"] == 50.0
+    assert "50 samples/s" in _run("status", "--state-dir", str(tmp_path))[1]
+    write_survey(tmp_path / "measured.json", a_survey(run_id="cd" * 32))
+    assert "50 samples/s" not in _run("status", "--state-dir", str(tmp_path))[1], "that was in another run"
+    (tmp_path / "measured.json").write_text("damaged")
+    code, text, complaint = _run("status", "--state-dir", str(tmp_path))
+    assert (code, "epoch 7" in text, "measured.json" in complaint.replace("\n", "")) == (0, True, True)
 
 
 def test_doctor_says_that_nothing_runs(tmp_path: Path) -> None:

@@ -86,6 +86,15 @@ def test_a_flipped_bit_in_the_specification_is_noticed(tmp_path: Path) -> None:
         load_spec(tmp_path / "state")
 
 
+def test_more_fragments_than_the_model_has_parts_are_refused_when_the_run_is_made(tmp_path: Path) -> None:
+    spec = _spec(tmp_path)
+    optimizer, outer = spec.optimizer.model_copy(update={"rule": "outer"}), spec.outer.model_copy(update={"fragments": 1000})
+    with pytest.raises(ConfigError, match=r"parts and cannot be averaged in 1000 fragments: lower outer\.fragments"):
+        create_run(tmp_path / "state", spec.model_copy(update={"optimizer": optimizer, "outer": outer}), now=NOW, root=tmp_path)
+    assert not (tmp_path / "state").exists()
+    create_run(tmp_path / "state", spec.model_copy(update={"outer": outer}), now=NOW, root=tmp_path)  # the gradient rule has none
+
+
 def test_the_data_must_be_there_and_be_the_runs(tmp_path: Path) -> None:
     spec = _spec(tmp_path)
     signed = create_run(tmp_path / "state", spec, now=NOW, root=tmp_path)

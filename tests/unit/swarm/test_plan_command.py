@@ -14,6 +14,8 @@ from protocols.runspec import RunSpec
 from swarm import planning
 from swarm.cli import app
 from swarm.models.presets import PRESETS
+from swarm.monitoring.survey import write_survey
+from tests.unit.swarm.test_survey import a_survey
 
 RUN_FILE = """
 [run]
@@ -167,3 +169,43 @@ def test_settings_are_the_run_files() -> None:
     found = planning.settings_of(spec)
     assert (found.rule, found.target_samples, found.inner_batch_samples, found.fragments) == ("outer", 99, 7, 2)
     assert (found.codec, found.block_elems, found.max_group, found.overlap, found.verify) == ("int4", 4096, 5, True, False)
+
+
+def test_what_a_member_measured_stands_in_for_numbers_by_hand(run_file: Path, tmp_path: Path) -> None:
+    write_survey(tmp_path / "measured.json", a_survey())
+    for path in (tmp_path, tmp_path / "measured.json"):
+        code, text, complaint = run(run_file, "--measured", path, "--json")
+        assert code == 0, complaint
+        found = json.loads(text)
+        assert found["machine"]["flops_per_s"] == 1e10
+        assert found["link"]["bytes_per_s"] == 1e6
+        assert found["members"] == {"peers": 3, "clients": 0, "helpers": 1, "others_samples_per_s": 150.0}
+    code, text, _ = run(run_file, "--measured", tmp_path, "--peers", "7", "--mbit", "80", "--rtt-ms", "5", "--json")
+    found = json.loads(text)
+    assert (found["members"]["peers"], found["members"]["others_samples_per_s"]) == (7, None), "what is given counts"
+    assert (found["link"]["bytes_per_s"], found["link"]["rtt_s"]) == (1e7, 0.005)
+
+
+def test_what_was_not_measured_must_be_said(run_file: Path, tmp_path: Path) -> None:
+    write_survey(tmp_path / "measured.json", a_survey(down_bytes_per_s=None))
+    assert run(run_file, "--measured", tmp_path)[0] == ExitCode.USAGE
+    assert run(run_file, "--measured", tmp_path, "--mbit", "20")[0] == 0
+    write_survey(tmp_path / "measured.json", a_survey(flops_per_s=None))
+    assert run(run_file, "--measured", tmp_path)[0] == ExitCode.CONFIG
+    assert run(run_file, "--measured", tmp_path / "nothing")[0] == ExitCode.CONFIG
+    assert run(run_file, "--device-tflops", "1", "--mbit", "20")[0] == ExitCode.USAGE
+    assert run(run_file, "--measured", tmp_path, "--device-tflops", "1")[0] == ExitCode.USAGE
+
+
+def test_more_fragments_than_the_model_has_parts_are_refused(run_file: Path) -> None:
+    run_file.write_text(run_file.read_text() + '[optimizer]\nrule = "outer"\n[outer]\nfragments = 1000\n')
+    code, _, complaint = run(run_file, "--peers", "4", "--mbit", "50", "--device-tflops", "1")
+    assert code == ExitCode.CONFIG
+    assert "outer.fragments" in complaint
+
+
+def test_sparse_codecs_are_shown_with_what_they_cost(run_file: Path) -> None:
+    code, text, _ = run(run_file, "--peers", "12", "--mbit", "20", "--device-tflops", "1")
+    assert code == 0
+    assert "topk64" in text
+    assert "not in a run that verifies" in text
