@@ -5,6 +5,9 @@
 Four members are processes in network namespaces with shaped links (`scripts.bench.netns`; needs root), as in the training benchmark. The
 last one probes its machine and its link while all begin to train, as `swarm-peer join` does. What it is told to expect (`measured.json`)
 stands beside what all members did from the first epoch after that on. Ratios are predicted by measured.
+
+A machine with other work computes at one speed while it is probed and at another later. `at_speed` is the prediction with the speed at which
+members computed after the probe: what it differs by is the planner's own error.
 """
 
 from __future__ import annotations
@@ -24,12 +27,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from protocols.runspec import RunSpec
 from scripts.bench.fleet import BenchmarkError
 from scripts.bench.netns import NamespaceError, shaped_hosts
 from scripts.bench.training_fleet import Judge, TrainingFleet
-from scripts.bench.training_plans import PLANS, Common, Plan
+from scripts.bench.training_plans import PLANS, Common, Plan, member_settings
 from scripts.bench.training_report import Point
-from swarm.monitoring.survey import Survey, read_survey
+from swarm.monitoring.survey import Expected, Survey, read_survey
+from swarm.surveying import expected_of
 
 FEWEST_EPOCHS = 3
 BITS = 8e-6
@@ -72,12 +77,14 @@ class Figures:
         epoch_s: from update to update.
         share_computing: of the time.
         up_bytes, down_bytes: payload, mean over all members.
+        samples_per_s: of a member while it computes.
     """
 
     epoch_s: float
     share_computing: float
     up_bytes: float
     down_bytes: float
+    samples_per_s: float
 
 
 def measured_figures(members: Sequence[Mapping[str, Any]]) -> tuple[Figures, int]:
@@ -103,34 +110,48 @@ def measured_figures(members: Sequence[Mapping[str, Any]]) -> tuple[Figures, int
         first, last = begins[0], begins[-1]
         epochs, took_s = last["epoch"] - first["epoch"], last["at_s"] - first["at_s"]
         moved = [(last[name] - first[name]) / epochs for name in ("sent_bytes", "received_bytes")]
-        rows.append(Figures(took_s / epochs, (last["computing_s"] - first["computing_s"]) / took_s, *moved))
+        computing_s = last["computing_s"] - first["computing_s"]
+        rows.append(Figures(took_s / epochs, computing_s / took_s, *moved, (last["samples"] - first["samples"]) / computing_s))
         counts.append(epochs)
     return Figures(*(statistics.mean(values) for values in zip(*map(_numbers, rows), strict=True))), min(counts)
 
 
-def _numbers(found: Figures) -> tuple[float, float, float, float]:
-    return found.epoch_s, found.share_computing, found.up_bytes, found.down_bytes
+def _numbers(found: Figures) -> tuple[float, float, float, float, float]:
+    return found.epoch_s, found.share_computing, found.up_bytes, found.down_bytes, found.samples_per_s
 
 
-def compared(case: Case, survey: Survey, measured: Figures, epochs: int) -> dict[str, Any]:
+def at_speed(survey: Survey, samples_per_s: float, spec: RunSpec) -> Expected | None:
+    """What would have been predicted if every member had computed so fast while the probe ran."""
+    if survey.samples_per_s is None or survey.flops_per_s is None:
+        return None
+    flops_per_s = survey.flops_per_s * samples_per_s / survey.samples_per_s
+    others = (survey.peers - survey.helpers - 1) * samples_per_s
+    changes = {"samples_per_s": samples_per_s, "flops_per_s": flops_per_s, "others_samples_per_s": others}
+    return expected_of(survey.model_copy(update=changes), spec)
+
+
+def compared(case: Case, spec: RunSpec, survey: Survey, measured: Figures, epochs: int) -> dict[str, Any]:
     """One row of the JSON.
 
     Raises:
         BenchmarkError: the probe came to no prediction.
     """
-    expected = survey.expected
-    if expected is None or survey.samples_per_s is None:
+    expected, later = survey.expected, at_speed(survey, measured.samples_per_s, spec)
+    if expected is None or later is None or survey.samples_per_s is None:
         raise BenchmarkError(f"The probe came to no prediction: {survey.link_note or 'too little was computed'}")
-    predicted = Figures(expected.epoch_s, expected.share_computing, expected.up_bytes, expected.down_bytes)
-    names = ("epoch_s", "share_computing", "up_bytes", "down_bytes")
+    predicted = Figures(expected.epoch_s, expected.share_computing, expected.up_bytes, expected.down_bytes, survey.samples_per_s)
+    names = ("epoch_s", "share_computing", "up_bytes", "down_bytes", "samples_per_s")
     pairs = zip(names, _numbers(predicted), _numbers(measured), strict=True)
     return {
         "case": case.name,
         "mbit": case.mbit,
         "epochs": epochs,
         **{name: {"predicted": said, "measured": was, "ratio": round(said / was, 3)} for name, said, was in pairs},
+        "at_speed": {
+            "epoch_s": round(later.epoch_s / measured.epoch_s, 3),
+            "share_computing": round(later.share_computing / measured.share_computing, 3),
+        },
         "probe": {
-            "samples_per_s": round(survey.samples_per_s, 2),
             "others_samples_per_s": survey.others_samples_per_s,
             "up_mbit": round((survey.up_bytes_per_s or 0) * BITS, 2),
             "down_mbit": round((survey.down_bytes_per_s or 0) * BITS, 2),
@@ -164,28 +185,34 @@ def measure(case: Case, common: Common, seconds: float, judge: Judge) -> dict[st
         hosts = stack.enter_context(shaped_hosts([case.mbit] * common.peers))
         TrainingFleet(case.plan, common, hosts, directory, package="planning").run(seconds, judge)
         members = [json.loads((directory / f"epochs-{rank}.json").read_text()) for rank in range(common.peers)]
+        spec = RunSpec.from_settings(member_settings(case.plan, common))
         survey = read_survey(directory / f"member-{common.peers - 1}" / "measured.json")
     if survey is None:
         raise BenchmarkError("The probe left nothing; give more --seconds.")
-    return compared(case, survey, *measured_figures(members))
+    return compared(case, spec, survey, *measured_figures(members))
+
+
+_COLUMNS = (
+    ("epoch_s", "epoch, s", 1.0, ".2f"),
+    ("share_computing", "computing", 1.0, ".1%"),
+    ("up_bytes", "MB up", 1e-6, ".3f"),
+    ("down_bytes", "MB down", 1e-6, ".3f"),
+    ("samples_per_s", "samples/s", 1.0, ".1f"),
+)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """For people: predicted, measured, ratio."""
-    found = Table(
-        "case", "epochs", "epoch, s", "", "computing", "", "MB up", "", "MB down", "", title="predicted, measured and their ratio"
-    )
+    found = Table("case", "epochs", title="predicted, measured: their ratio")
+    for _, title, _, _ in _COLUMNS:
+        found.add_column(title)
+    found.add_column("epoch at speed")
     for row in rows:
         cells = [row["case"], str(row["epochs"])]
-        for name, scale, form in (
-            ("epoch_s", 1, ".2f"),
-            ("share_computing", 1, ".1%"),
-            ("up_bytes", 1e-6, ".3f"),
-            ("down_bytes", 1e-6, ".3f"),
-        ):
+        for name, _, scale, form in _COLUMNS:
             figures = row[name]
-            cells += [f"{figures['predicted'] * scale:{form}}, {figures['measured'] * scale:{form}}", f"{figures['ratio']:.2f}"]
-        found.add_row(*cells)
+            cells.append(f"{figures['predicted'] * scale:{form}}, {figures['measured'] * scale:{form}}: {figures['ratio']:.2f}")
+        found.add_row(*cells, f"{row['at_speed']['epoch_s']:.2f}")
     return found
 
 

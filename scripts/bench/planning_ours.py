@@ -1,7 +1,7 @@
 """One of our members as a worker of the planning benchmark: the last one probes as `swarm-peer join` does, and all say what epochs cost.
 
 Beside the folder of the snapshots each leaves `epochs-<rank>.json`: for every epoch as it begins the time, payload sent and received by
-then, and how long the trainer had computed; and when the probe was through.
+then, how long the trainer had computed and how many samples; and when the probe was through.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class EpochBegin:
     sent_bytes: int
     received_bytes: int
     computing_s: float
+    samples: int
 
 
 class Planned(Timed):
@@ -67,7 +68,7 @@ class Planned(Timed):
             if own is None or (begins and own.epoch == begins[-1].epoch):
                 continue
             computing_s = trainer.computing_s + optimizer.computing_s
-            begins.append(EpochBegin(time.monotonic(), own.epoch, own.sent_bytes, own.received_bytes, computing_s))
+            begins.append(EpochBegin(time.monotonic(), own.epoch, own.sent_bytes, own.received_bytes, computing_s, trainer.samples_total))
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ COMMON = Common(peers=4, seed=3, model={"preset": "mini"}, sequence_length=64, m
 
 def left_by(probed_s: float | None, epoch_s: float, sent_bytes: int) -> dict[str, Any]:
     """Epochs of equal length, half of which was computing."""
-    one = {"at_s": epoch_s, "epoch": 1, "sent_bytes": sent_bytes, "received_bytes": 1, "computing_s": epoch_s / 2}
+    one = {"at_s": epoch_s, "epoch": 1, "sent_bytes": sent_bytes, "received_bytes": 1, "computing_s": epoch_s / 2, "samples": 10}
     return {"probed_s": probed_s, "begins": [{name: number * value for name, value in one.items()} for number in range(9)]}
 
 
 def test_only_epochs_after_the_probe_count_and_members_are_averaged() -> None:
     found, epochs = measured_figures([left_by(None, 2.0, 100), left_by(3.0, 2.0, 300)])
-    assert found == Figures(epoch_s=2.0, share_computing=0.5, up_bytes=200.0, down_bytes=1.0)
+    assert found == Figures(epoch_s=2.0, share_computing=0.5, up_bytes=200.0, down_bytes=1.0, samples_per_s=10.0)
     assert epochs == 6
 
 
@@ -40,11 +40,13 @@ def test_too_short_a_run_is_said_to_be() -> None:
 def test_a_row_has_ratios_of_predicted_by_measured() -> None:
     survey = a_survey()
     with pytest.raises(BenchmarkError, match="no prediction"):
-        compared(CASES[0], survey, Figures(1.0, 1.0, 1.0, 1.0), 5)
+        compared(CASES[0], SPEC, survey, Figures(1.0, 1.0, 1.0, 1.0, 1.0), 5)
     survey = survey.model_copy(update={"expected": expected_of(survey, SPEC)})
     assert survey.expected is not None
-    row = compared(CASES[0], survey, Figures(survey.expected.epoch_s * 2, 0.5, survey.expected.up_bytes, 1.0), 5)
+    row = compared(CASES[0], SPEC, survey, Figures(survey.expected.epoch_s * 2, 0.5, survey.expected.up_bytes, 1.0, 25.0), 5)
     assert (row["epoch_s"]["ratio"], row["up_bytes"]["ratio"], row["epochs"]) == (0.5, 1.0, 5)
+    assert row["samples_per_s"]["ratio"] == 2.0
+    assert row["at_speed"]["epoch_s"] > row["epoch_s"]["ratio"], "slower members take longer"
     text = io.StringIO()
     Console(file=text, width=200).print(table([row]))
     assert CASES[0].name in text.getvalue()
