@@ -31,7 +31,7 @@ MEMBERS = 3
 PINGS = 5
 STEP_BYTES = 2**16
 MOST_BYTES = 4 * 2**20
-"""With each member and each way."""
+"""With each member and each way; `MEMBERS` times as much in all, however often it is tried."""
 
 PHASE_S = 2.5
 """How long new steps are begun, each way."""
@@ -189,6 +189,7 @@ class LinkSurvey:
     async def _attempt(self, known: LinkFigures) -> LinkFigures:
         """With some members at once, what is not known yet."""
         down, up, rtts_s = _Phase(), _Phase(), []
+        most_steps = (MOST_BYTES - known.moved_bytes // (2 * MEMBERS)) // STEP_BYTES
         async with AsyncExitStack() as stack:
             streams: list[Stream] = []
             candidates = self._candidates()
@@ -208,7 +209,7 @@ class LinkSurvey:
                 (_UP, up, known.up_bytes_per_s is None),
             ):
                 if wanted:
-                    await self._phase(streams, step, phase)
+                    await self._phase(streams, step, phase, most_steps)
         moved_bytes = down.moved_bytes + up.moved_bytes
         return LinkFigures(up.rate, down.rate, min(rtts_s, default=None), len(rtts_s), moved_bytes)
 
@@ -222,7 +223,7 @@ class LinkSurvey:
             times_s.append(loop.time())
         return (times_s[-1] - times_s[0]) / (PINGS - 1)
 
-    async def _phase(self, streams: list[Stream], step: MeasureRequest, phase: _Phase) -> None:
+    async def _phase(self, streams: list[Stream], step: MeasureRequest, phase: _Phase, most_steps: int) -> None:
         """One direction, with all members at once; whoever fails is left out from now on."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + PHASE_S
@@ -230,7 +231,7 @@ class LinkSurvey:
 
         async def work(stream: Stream) -> None:
             try:
-                await self._steps(stream, step, phase, until_s)
+                await self._steps(stream, step, phase, most_steps, until_s)
             except RemoteError as error:
                 _left_out(error)
                 streams.remove(stream)
@@ -239,13 +240,13 @@ class LinkSurvey:
             for stream in streams:
                 tasks.create_task(work(stream))
 
-    async def _steps(self, stream: Stream, step: MeasureRequest, phase: _Phase, until_s: float) -> None:
+    async def _steps(self, stream: Stream, step: MeasureRequest, phase: _Phase, most_steps: int, until_s: float) -> None:
         """Steps, so many under way at once that round trips are not waited for, but hardly more than come in `AHEAD_S`: it has to end."""
         loop = asyncio.get_running_loop()
         up, began_s = step.up_bytes > 0, loop.time()
         asked, owed, at_once = 0, deque[MeasureRequest](), 2
         while True:
-            while len(owed) < at_once and asked < MOST_BYTES // STEP_BYTES and loop.time() < until_s and not self._busy():
+            while len(owed) < at_once and asked < most_steps and loop.time() < until_s and not self._busy():
                 await _ask(stream, step)
                 owed.append(step)
                 asked += 1

@@ -6,8 +6,8 @@ Four members are processes in network namespaces with shaped links (`scripts.ben
 last one probes its machine and its link while all begin to train, as `swarm-peer join` does. What it is told to expect (`measured.json`)
 stands beside what all members did from the first epoch after that on. Ratios are predicted by measured.
 
-A machine with other work computes at one speed while it is probed and at another later. `at_speed` is the prediction with the speed at which
-members computed after the probe: what it differs by is the planner's own error.
+A machine with other work computes at one speed while it is probed and at another later. `at_speed` is the prediction with the speed at
+which members computed after the probe: what it differs by is the planner's own error.
 """
 
 from __future__ import annotations
@@ -109,9 +109,10 @@ def measured_figures(members: Sequence[Mapping[str, Any]]) -> tuple[Figures, int
             raise BenchmarkError(f"Only {len(begins)} epochs began after the probe; give more --seconds.")
         first, last = begins[0], begins[-1]
         epochs, took_s = last["epoch"] - first["epoch"], last["at_s"] - first["at_s"]
-        moved = [(last[name] - first[name]) / epochs for name in ("sent_bytes", "received_bytes")]
+        up_bytes, down_bytes = ((last[name] - first[name]) / epochs for name in ("sent_bytes", "received_bytes"))
         computing_s = last["computing_s"] - first["computing_s"]
-        rows.append(Figures(took_s / epochs, computing_s / took_s, *moved, (last["samples"] - first["samples"]) / computing_s))
+        samples_per_s = (last["samples"] - first["samples"]) / computing_s
+        rows.append(Figures(took_s / epochs, computing_s / took_s, up_bytes, down_bytes, samples_per_s))
         counts.append(epochs)
     return Figures(*(statistics.mean(values) for values in zip(*map(_numbers, rows), strict=True))), min(counts)
 

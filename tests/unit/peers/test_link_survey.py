@@ -127,6 +127,25 @@ def test_nothing_is_measured_while_a_round_runs_and_rounds_say_what_is_missing()
     simulate(scenario)
 
 
+def test_however_often_it_is_tried_only_so_much_is_moved() -> None:
+    async def deaf(stream: Stream) -> None:
+        """Gives, and takes pings only: there is never a figure for up."""
+        while (message := await stream.receive()) is not None:
+            request = MeasureRequest.decode(message, stream.peer)
+            if request.up_bytes:
+                raise RemoteRefusal(stream.peer, "busy", "not now")
+            for chunk in padding(request.down_bytes):
+                await stream.send(chunk)
+
+    async def scenario(scene: Scene) -> None:
+        found = await scene.survey().run()
+        assert found.up_bytes_per_s is None
+        assert found.down_bytes_per_s == pytest.approx(1e7, rel=0.15)
+        assert scene.transport.traffic.received_bytes <= MEMBERS * MOST_BYTES + 10_000
+
+    simulate(scenario, bytes_per_s=1e7, handlers=lambda scene: Handlers(streams={MEASURE_STREAM: deaf}))
+
+
 def test_members_that_are_busy_or_broken_cost_only_the_figures() -> None:
     async def nonsense(stream: Stream) -> None:
         while await stream.receive() is not None:
