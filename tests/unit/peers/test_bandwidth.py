@@ -120,3 +120,28 @@ def test_what_others_proved_fades_slowly_and_the_oldest_are_forgotten() -> None:
     bandwidth.round_done(plan, 0, 1000, 1.0, {})  # so little proves nothing either
     assert len(bandwidth.proven) == MAX_PROVEN
     assert other not in {seen.peer for seen in bandwidth.proven}
+
+
+def test_a_guess_counts_until_a_round_was_measured() -> None:
+    meter = BandwidthMeter()
+    assert meter.measured_bytes_per_s is None
+    meter.guess(3e6)
+    assert meter.estimate_bytes_per_s == 3_000_000
+    assert meter.measured_bytes_per_s is None
+    meter.note(1e6)
+    assert meter.estimate_bytes_per_s == meter.measured_bytes_per_s == 1_000_000, "the first round replaces it as a whole"
+    meter.guess(9e9)
+    assert meter.estimate_bytes_per_s == 1_000_000
+    other = BandwidthMeter()
+    other.guess(0.0)
+    assert other.estimate_bytes_per_s == 1
+
+
+def test_a_download_shows_how_fast_bytes_come_in() -> None:
+    traffic = Traffic()
+    sampler = Sampler(0.0, traffic)
+    for tenth in range(1, 41):
+        traffic.received_bytes += 200_000
+        sampler.sample(tenth / 10, traffic)
+    assert sampler.received_rate(4.0, traffic) == pytest.approx(2e6, rel=0.05)
+    assert Sampler(0.0, Traffic()).received_rate(1.0, Traffic()) is None

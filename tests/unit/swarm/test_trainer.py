@@ -20,6 +20,7 @@ from swarm.data.assignment import window_offsets
 from swarm.data.dataset import Dataset
 from swarm.data.windows import ByteSequence
 from swarm.optim import CollaborativeOptimizer, StepOutcome, StepStatus
+from swarm.training.pace import WARM_UP_TURNS
 from swarm.training.trainer import EpochAction, Trainer, TrainerSettings
 
 ME = PeerId(b"m" * 32)
@@ -208,3 +209,18 @@ def test_a_helper_computes_nothing_and_follows_the_swarm(tmp_path: Path) -> None
     assert helper.train() == 5
     assert helper.model.seen == []
     assert helper.optimizer.state_hash == ahead.optimizer.state_hash
+
+
+def test_its_pace_is_that_of_micro_batches_in_which_nothing_else_happened(tmp_path: Path) -> None:
+    member = Member(tmp_path, max_epochs=12)
+    trainer = Trainer(member.model, member.optimizer, member.peer, DATASET, member.store, member.settings)
+    assert (trainer.pace.computed.samples_per_s, trainer.update_s) == (None, None)
+    trainer.run()
+    computed = trainer.pace.computed
+    assert trainer.samples_total == 12 * 8
+    assert computed.turns == 12 - WARM_UP_TURNS, "every second micro-batch closes an epoch of eight samples, and does not count"
+    assert computed.samples == 4 * computed.turns
+    assert computed.seconds > 0
+    assert trainer.update_s is not None
+    assert trainer.update_s > 0
+    assert (trainer.micro_batch_samples, trainer.device_type) == (4, "cpu")
