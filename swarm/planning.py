@@ -72,6 +72,7 @@ def settings_of(spec: RunSpec) -> Settings:
         max_group=spec.averaging.max_group,
         overlap=spec.averaging.overlap,
         verify=spec.trust.verify,
+        auditors=spec.trust.auditors,
     )
 
 

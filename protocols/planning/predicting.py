@@ -7,11 +7,11 @@ with overlap      epoch = max(computing, rounds) + update; samples computed mean
 from __future__ import annotations
 
 from protocols.layout import Blocks
-from protocols.planning.traffic import GroupTraffic, Line, group_traffic, lines_of
+from protocols.planning.traffic import GroupTraffic, Line, audit_bytes, group_traffic, lines_of
 from protocols.planning.values import Link, Machine, Members, Prediction, Settings, Workload
 
 CLOSING_S = 1.0
-"""Until everybody has heard that the target is reached: members announce their progress once a second, and compute meanwhile."""
+"""Until everybody has heard that the target is reached: members announce their progress once a second."""
 
 _ROUND_TRIPS = 3
 """Joining, exchanging, settling."""
@@ -38,26 +38,31 @@ def predict(members: Members, machine: Machine, link: Link, workload: Workload, 
     sample_s = workload.flops_per_sample / machine.flops_per_s
     step_samples = step_samples_of(members, machine, settings)
     computing = members.computing(sample_s)
-    compute_s = settings.target_samples / computing * sample_s + CLOSING_S
+    closing_s = computed_closing_s(members, settings)
+    auditing = 1 + min(settings.auditing / max(line.members for line in lines[0]), 1.0) * (members.peers > 1)
+    compute_s = settings.target_samples / computing * sample_s * auditing + closing_s
     rounds_s = () if members.peers == 1 else tuple(round_s(max_bytes(axis), blocks, machine, link, settings) for axis in traffics)
     update_s = workload.parameters * machine.update_s_per_elem  # the whole state is hashed, also where a fragment is stepped
-    waiting_s = 0.0 if settings.overlap or members.peers == 1 else min(step_samples, machine.micro_batch_samples) * sample_s / 2
+    waiting_s = CLOSING_S - closing_s
+    if not settings.overlap and members.peers > 1:
+        waiting_s += min(step_samples, machine.micro_batch_samples) * sample_s / 2
     averaging_s = sum(rounds_s)
     busy_s = max(compute_s, averaging_s) if settings.overlap else compute_s
-    epoch_s = busy_s + update_s + (0.0 if settings.overlap else averaging_s + waiting_s)
-    epoch_samples = busy_s / sample_s * computing
+    epoch_s = busy_s + update_s + waiting_s + (0.0 if settings.overlap else averaging_s)
+    epoch_samples = busy_s / auditing / sample_s * computing
     up_bytes, down_bytes = mean_bytes(lines, traffics, members.peers)
+    audits_bytes = sum(audit_bytes(line, settings.codec, blocks, settings.auditing) * line.members * n for line, n in lines[0].items())
     return Prediction(
         sample_s=sample_s,
         step_s=step_samples * sample_s,
-        inner_steps=busy_s / sample_s / step_samples,
+        inner_steps=busy_s / auditing / sample_s / step_samples,
         compute_s=compute_s,
         rounds_s=rounds_s,
         update_s=update_s,
         epoch_s=epoch_s,
         utilisation=busy_s / epoch_s,
-        up_bytes=up_bytes,
-        down_bytes=down_bytes,
+        up_bytes=up_bytes + audits_bytes / members.peers,
+        down_bytes=down_bytes + audits_bytes / members.peers,
         busiest_bytes=sum(max_bytes(axis) for axis in traffics),
         group=max(line.members for axis in lines for line in axis),
         epoch_samples=epoch_samples,
@@ -65,6 +70,14 @@ def predict(members: Members, machine: Machine, link: Link, workload: Workload, 
         device_bytes=device_bytes(workload, settings),
         host_bytes=host_bytes(workload, settings),
     )
+
+
+def computed_closing_s(members: Members, settings: Settings) -> float:
+    """How long a member still computes when the target is reached: until it hears of it, half of the time that it takes all to hear.
+
+    Without overlap it then waits for the others.
+    """
+    return CLOSING_S if settings.overlap or members.peers == 1 else CLOSING_S / 2
 
 
 def blocks_of(workload: Workload, settings: Settings) -> Blocks:

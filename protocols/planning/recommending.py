@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from protocols.planning.predicting import CLOSING_S, blocks_of, predict
+from protocols.planning.predicting import blocks_of, computed_closing_s, predict
 from protocols.planning.reasons import advice_on, is_sparse, quality_of, warnings_about
 from protocols.planning.values import Candidate, Link, Machine, Members, Prediction, Recommendation, Settings, Workload
 from protocols.runspec import MAX_TARGET_SAMPLES
@@ -177,7 +177,7 @@ def _needed_s(scene: _Scene, settings: Settings) -> float:
     idle_s = found.epoch_s - found.utilisation * found.epoch_s
     goal = GRADIENT_GOAL if settings.rule == "gradient" else GOAL
     busy_s = idle_s * goal / (1 - goal)
-    return max(busy_s, found.averaging_s if settings.overlap else 0.0) - CLOSING_S
+    return max(busy_s, found.averaging_s if settings.overlap else 0.0) - computed_closing_s(scene.members, settings)
 
 
 def _sample_s(scene: _Scene) -> float:

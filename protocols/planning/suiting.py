@@ -10,6 +10,9 @@ from protocols.planning.values import MBIT_BYTES, Link, Machine, Members, Settin
 
 _FASTEST_BYTES_PER_S = 10_000 * MBIT_BYTES
 _HALVINGS = 20
+_MUCH = 1.2
+"""A link is what holds a member up if it would compute so many times as much on the fastest."""
+
 _HARDLY = 1.5
 """With overlap: rounds that take so many times as long as computing an epoch's samples make epochs so many times longer."""
 
@@ -57,8 +60,14 @@ def how_it_suits(members: Members, machine: Machine, link: Link, workload: Workl
     if found.utilisation >= GOAL:
         return "The run suits this machine: hardly any time is spent waiting."
     needed = link_for(members, machine, link, workload, settings)
+    best = predict(members, machine, replace(link, bytes_per_s=float(_FASTEST_BYTES_PER_S)), workload, settings)
     if found.update_s > found.averaging_s:
         return f"Updating the shared state holds this machine up: {found.update_s:.1f} s an epoch on its CPU."
+    if needed is None and best.utilisation > _MUCH * found.utilisation:
+        told = (
+            f"The link holds this machine up: it computes {found.utilisation:.0%} of the time, and {best.utilisation:.0%} on the fastest."
+        )
+        return f"{told} A run with overlap or by the outer rule would suit it better."
     if needed is None:
         return f"Waiting costs {1 - found.utilisation:.0%} of the time, on any link; overlap or a larger target would suit it better."
     return (

@@ -107,6 +107,23 @@ def _line(members: list[tuple[bool, bool, int]], *, first: bool) -> Line:
     return Line(dialable, len(members) - dialable, senders, helpers)
 
 
+def audit_bytes(line: Line, codec: str, blocks: Blocks, auditors: int) -> float:
+    """Each way and member of a group, mean over all: an auditor gets what another member contributed from those who reduced it.
+
+    Args:
+        line: the group, of the first round.
+        codec, blocks: as for `group_traffic`.
+        auditors: in each group.
+
+    Raises:
+        ValueError: unknown codec.
+    """
+    if line.members == 1:
+        return 0.0
+    own = 1 / line.dialable if line.dialable else 0.0  # what it has reduced itself
+    return min(auditors, line.members) * vector_bytes(codec, blocks) * (1 - own) / line.members
+
+
 def group_traffic(line: Line, codec: str, blocks: Blocks, *, verify: bool) -> GroupTraffic:
     """What each member of a group moves in one round in which nothing goes wrong.
 

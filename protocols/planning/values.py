@@ -125,7 +125,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a run file says and planning can change; see `protocols.runspec`."""
+    """What a run file says and planning can change; see `protocols.runspec`. `auditors` only counts where contributions can be replayed."""
 
     rule: Literal["gradient", "outer"] = "gradient"
     target_samples: int = 256
@@ -137,6 +137,12 @@ class Settings:
     max_group: int = 16
     overlap: bool = False
     verify: bool = True
+    auditors: int = 0
+
+    @property
+    def auditing(self) -> int:
+        """How many members of a group replay another's contribution: by the gradient rule, as members compute on what all hold."""
+        return self.auditors if self.verify and self.rule == "gradient" and not self.overlap and not self.error_feedback else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

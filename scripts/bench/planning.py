@@ -78,6 +78,7 @@ class Figures:
         share_computing: of the time.
         up_bytes, down_bytes: payload, mean over all members.
         samples_per_s: of a member while it computes.
+        overlapped_s: how long a round runs beside computing.
     """
 
     epoch_s: float
@@ -85,6 +86,7 @@ class Figures:
     up_bytes: float
     down_bytes: float
     samples_per_s: float
+    overlapped_s: float = 0.0
 
 
 def measured_figures(members: Sequence[Mapping[str, Any]]) -> tuple[Figures, int]:
@@ -111,14 +113,15 @@ def measured_figures(members: Sequence[Mapping[str, Any]]) -> tuple[Figures, int
         epochs, took_s = last["epoch"] - first["epoch"], last["at_s"] - first["at_s"]
         up_bytes, down_bytes = ((last[name] - first[name]) / epochs for name in ("sent_bytes", "received_bytes"))
         computing_s = last["computing_s"] - first["computing_s"]
-        samples_per_s = (last["samples"] - first["samples"]) / computing_s
-        rows.append(Figures(took_s / epochs, computing_s / took_s, up_bytes, down_bytes, samples_per_s))
+        samples_per_s = (last["pace_samples"] - first["pace_samples"]) / (last["pace_s"] - first["pace_s"])
+        averaging_s = (last["averaging_s"] - first["averaging_s"]) / epochs
+        rows.append(Figures(took_s / epochs, computing_s / took_s, up_bytes, down_bytes, samples_per_s, averaging_s))
         counts.append(epochs)
     return Figures(*(statistics.mean(values) for values in zip(*map(_numbers, rows), strict=True))), min(counts)
 
 
-def _numbers(found: Figures) -> tuple[float, float, float, float, float]:
-    return found.epoch_s, found.share_computing, found.up_bytes, found.down_bytes, found.samples_per_s
+def _numbers(found: Figures) -> tuple[float, ...]:
+    return found.epoch_s, found.share_computing, found.up_bytes, found.down_bytes, found.samples_per_s, found.overlapped_s
 
 
 def at_speed(survey: Survey, samples_per_s: float, spec: RunSpec) -> Expected | None:
@@ -142,12 +145,13 @@ def compared(case: Case, spec: RunSpec, survey: Survey, measured: Figures, epoch
         raise BenchmarkError(f"The probe came to no prediction: {survey.link_note or 'too little was computed'}")
     predicted = Figures(expected.epoch_s, expected.share_computing, expected.up_bytes, expected.down_bytes, survey.samples_per_s)
     names = ("epoch_s", "share_computing", "up_bytes", "down_bytes", "samples_per_s")
-    pairs = zip(names, _numbers(predicted), _numbers(measured), strict=True)
+    pairs = zip(names, _numbers(predicted)[: len(names)], _numbers(measured)[: len(names)], strict=True)
     return {
         "case": case.name,
         "mbit": case.mbit,
         "epochs": epochs,
         **{name: {"predicted": said, "measured": was, "ratio": round(said / was, 3)} for name, said, was in pairs},
+        "overlapped_s": round(measured.overlapped_s, 3),
         "at_speed": {
             "epoch_s": round(later.epoch_s / measured.epoch_s, 3),
             "share_computing": round(later.share_computing / measured.share_computing, 3),

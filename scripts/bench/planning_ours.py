@@ -1,7 +1,7 @@
 """One of our members as a worker of the planning benchmark: the last one probes as `swarm-peer join` does, and all say what epochs cost.
 
 Beside the folder of the snapshots each leaves `epochs-<rank>.json`: for every epoch as it begins the time, payload sent and received by
-then, how long the trainer had computed and how many samples; and when the probe was through.
+then, how long the trainer had computed, its pace, and how long rounds had run beside computing; and when the probe was through.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class EpochBegin:
     sent_bytes: int
     received_bytes: int
     computing_s: float
-    samples: int
+    pace_s: float
+    pace_samples: int
+    averaging_s: float
 
 
 class Planned(Timed):
@@ -63,12 +65,16 @@ class Planned(Timed):
         trainer, optimizer, me = self._trainer, self._optimizer, self._connection.peer
         if not isinstance(trainer, TimedTrainer) or not isinstance(optimizer, TimedOptimizer):
             raise TypeError("what was built does not tell how long it computes")
+        averaging_s, looked_s = 0.0, time.monotonic()
         while not stopping.wait(POLL_S):
+            now_s = time.monotonic()
+            averaging_s, looked_s = averaging_s + (now_s - looked_s) * optimizer.averaging, now_s
             own = next((member for member in self._connection.handle.view().members if member.peer == me), None)
             if own is None or (begins and own.epoch == begins[-1].epoch):
                 continue
             computing_s = trainer.computing_s + optimizer.computing_s
-            begins.append(EpochBegin(time.monotonic(), own.epoch, own.sent_bytes, own.received_bytes, computing_s, trainer.samples_total))
+            moved, pace = (own.sent_bytes, own.received_bytes), trainer.pace.computed
+            begins.append(EpochBegin(now_s, own.epoch, *moved, computing_s, pace.seconds, pace.samples, averaging_s))
 
 
 if __name__ == "__main__":

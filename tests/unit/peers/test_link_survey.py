@@ -27,6 +27,7 @@ from protocols.messages_measure import (
     padding,
     padding_bytes,
 )
+from tests.helpers.attack_scene import time_passes
 from tests.helpers.node_swarm import NodeSwarm, state
 
 JOINER = PeerId(b"j" * 32)
@@ -253,7 +254,7 @@ def test_a_caller_gets_so_much_and_after_a_while_again(request_: MeasureRequest)
     async def scenario(scene: Scene) -> None:
         most = CALLER_BYTES // MAX_STEP_BYTES
         assert await greedy(scene) == most
-        await asyncio.sleep(WHILE_S + 1)
+        await time_passes(WHILE_S + 1)
         assert await greedy(scene) == most
 
     simulate(scenario, members=1)
@@ -312,7 +313,7 @@ def test_few_measure_at_once_and_who_is_silent_makes_room() -> None:
                 with pytest.raises(RemoteRefusal) as refused:
                     await _step(late, MeasureRequest(0, 1))
                 assert refused.value.code == "busy"
-            await asyncio.sleep(2 * IDLE_S)
+            await time_passes(2 * IDLE_S)
             async with scene.transport.stream(scene.members[0], MEASURE_STREAM, timeout_s=60) as later:
                 await _step(later, MeasureRequest(0, 1))
 

@@ -257,11 +257,29 @@ def test_slower_and_faster_companions_and_those_that_only_help_count_as_what_the
         predict(Members(peers=4, others_samples_per_s=times * speed), SLOW_DEVICE, link_of(100), MEDIUM, Settings()) for times in (3, 0, 30)
     )
     assert same == alike
-    assert slow.compute_s - CLOSING_S == pytest.approx(4 * (alike.compute_s - CLOSING_S))
+    assert slow.compute_s - CLOSING_S / 2 == pytest.approx(4 * (alike.compute_s - CLOSING_S / 2))
     assert fast.compute_s < alike.compute_s
     helped = predict(Members(peers=4, helpers=1), SLOW_DEVICE, link_of(100), MEDIUM, Settings())
-    assert helped.compute_s - CLOSING_S == pytest.approx((alike.compute_s - CLOSING_S) * 4 / 3)
+    assert helped.compute_s - CLOSING_S / 2 == pytest.approx((alike.compute_s - CLOSING_S / 2) * 4 / 3)
     assert helped.up_bytes < alike.up_bytes
+
+
+def test_audits_take_their_time_and_bytes_where_contributions_can_be_replayed() -> None:
+    four, blocks = Members(peers=4), Blocks(MEDIUM.parameters, 2**20)
+    plain = predict(four, SLOW_DEVICE, link_of(50), MEDIUM, Settings(codec="int8"))
+    audited = predict(four, SLOW_DEVICE, link_of(50), MEDIUM, Settings(codec="int8", auditors=1))
+    own = CLOSING_S / 2
+    assert audited.compute_s - own == pytest.approx((plain.compute_s - own) * 5 / 4)
+    fetched = vector_bytes("int8", blocks) * 3 / 4 / 4  # one of four gets what it has not reduced itself
+    assert audited.up_bytes - plain.up_bytes == pytest.approx(fetched)
+    assert audited.down_bytes - plain.down_bytes == pytest.approx(fetched)
+    for changes in ({"verify": False}, {"overlap": True}, {"rule": "outer"}, {"error_feedback": 0.5}):
+        without = Settings(codec="int8", **changes)
+        assert predict(four, SLOW_DEVICE, link_of(50), MEDIUM, replace(without, auditors=1)) == predict(
+            four, SLOW_DEVICE, link_of(50), MEDIUM, without
+        )
+    alone = predict(Members(peers=1), SLOW_DEVICE, link_of(50), MEDIUM, Settings(auditors=1))
+    assert alone == predict(Members(peers=1), SLOW_DEVICE, link_of(50), MEDIUM, Settings())
 
 
 def test_a_verdict_names_what_holds_a_member_up_and_what_would_help() -> None:
@@ -281,6 +299,8 @@ def test_a_verdict_names_what_holds_a_member_up_and_what_would_help() -> None:
     assert "Nobody else" in how_it_suits(Members(peers=1), SLOW_DEVICE, link_of(5), MEDIUM, settings)
     slow_cpu = replace(SLOW_DEVICE, update_s_per_elem=1e-6)
     assert "Updating" in how_it_suits(TWELVE, slow_cpu, link_of(10_000), MEDIUM, Settings())
+    small = Settings(target_samples=64)
+    assert "on the fastest" in how_it_suits(TWELVE, SLOW_DEVICE, link_of(5), MEDIUM, small)
     far = replace(link_of(10_000), rtt_s=5.0)
     assert "on any link" in how_it_suits(TWELVE, SLOW_DEVICE, far, MEDIUM, Settings(target_samples=64))
 

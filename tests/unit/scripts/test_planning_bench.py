@@ -20,13 +20,14 @@ COMMON = Common(peers=4, seed=3, model={"preset": "mini"}, sequence_length=64, m
 
 def left_by(probed_s: float | None, epoch_s: float, sent_bytes: int) -> dict[str, Any]:
     """Epochs of equal length, half of which was computing."""
-    one = {"at_s": epoch_s, "epoch": 1, "sent_bytes": sent_bytes, "received_bytes": 1, "computing_s": epoch_s / 2, "samples": 10}
+    one = {"at_s": epoch_s, "epoch": 1, "sent_bytes": sent_bytes, "received_bytes": 1, "computing_s": epoch_s / 2}
+    one |= {"pace_s": epoch_s, "pace_samples": 20, "averaging_s": 0.25}
     return {"probed_s": probed_s, "begins": [{name: number * value for name, value in one.items()} for number in range(9)]}
 
 
 def test_only_epochs_after_the_probe_count_and_members_are_averaged() -> None:
     found, epochs = measured_figures([left_by(None, 2.0, 100), left_by(3.0, 2.0, 300)])
-    assert found == Figures(epoch_s=2.0, share_computing=0.5, up_bytes=200.0, down_bytes=1.0, samples_per_s=10.0)
+    assert found == Figures(epoch_s=2.0, share_computing=0.5, up_bytes=200.0, down_bytes=1.0, samples_per_s=10.0, overlapped_s=0.25)
     assert epochs == 6
 
 
