@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from protocols.config_errors import sentences
 from protocols.errors import ConfigError, StateDirError
 from protocols.link_figures import LinkFigures
+from swarm.monitoring.table import human_bytes
 
 _MAX_FILE_BYTES = 2**16
 _MBIT_BYTES = 125_000
@@ -126,10 +127,10 @@ def survey_block(survey: Survey) -> str:
     expected = survey.expected
     if expected is None:
         return "\n".join(lines)
-    up, down = (moved_bytes * _HOUR_S / expected.epoch_s / 1e6 for moved_bytes in (expected.up_bytes, expected.down_bytes))
+    up, down = (human_bytes(round(moved_bytes * _HOUR_S / expected.epoch_s)) for moved_bytes in (expected.up_bytes, expected.down_bytes))
     times = f"{expected.share_computing:.0%} of the time computing, an epoch every {expected.epoch_s:.3g} s"
     lines += [
-        f"  expected    {times}, {up:.3g} MB up and {down:.3g} MB down an hour",
+        f"  expected    {times}, {up} up and {down} down an hour",
         f"  your share  {expected.share_of_swarm:.0%} of what the {survey.peers} members compute",
         f"  {expected.verdict}",
     ]
