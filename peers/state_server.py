@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from peers.inner_shelf import InnerShelf
 from peers.interfaces import Handlers, Stream
 from peers.state_snapshot import StateSnapshot
 from protocols.errors import RemoteProtocolError, RemoteRefusal, RemoteTimeout
@@ -30,12 +31,16 @@ class StateServer:
         ask_trainer: called when a snapshot of the current state is needed; the trainer answers through `publish`.
         publish_wait_s: how long a question waits for the trainer.
         idle_s: how long a stream may show no progress before it is dropped.
+        inner: inner states that are served as well, by their roots.
     """
 
-    def __init__(self, ask_trainer: Callable[[], None], *, publish_wait_s: float = 12.0, idle_s: float = 30.0) -> None:
+    def __init__(
+        self, ask_trainer: Callable[[], None], *, publish_wait_s: float = 12.0, idle_s: float = 30.0, inner: InnerShelf | None = None
+    ) -> None:
         self._ask_trainer = ask_trainer
         self._publish_wait_s = publish_wait_s
         self._idle_s = idle_s
+        self._inner = inner or InnerShelf()
         self._snapshots: list[StateSnapshot] = []
         self._current_hash = b""
         self._changed = asyncio.Event()
@@ -90,7 +95,7 @@ class StateServer:
         return None if wanted else self.newest
 
     def _held(self, state_hash: bytes) -> StateSnapshot | None:
-        return next((s for s in self._snapshots if s.state_hash == state_hash), None)
+        return next((s for s in self._snapshots if s.state_hash == state_hash), None) or self._inner.find(state_hash)
 
     async def _pieces(self, stream: Stream) -> None:
         """Answer requests for pieces in order until the other side has finished."""
