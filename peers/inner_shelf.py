@@ -13,6 +13,11 @@ from peers.state_snapshot import StateSnapshot
 from protocols.ids import Epoch
 from protocols.trust.audits import AUDIT_WITHIN_S, AUDITABLE_EPOCHS
 
+SHOWN_EPOCHS = 2
+"""Whoever is drawn to be audited shows its states for so many epochs after its own."""
+
+_REMEMBERED_EPOCHS = 8
+
 MAX_BORROWED = 4
 """States of others that are kept: two audits at a time, each with a beginning and an end."""
 
@@ -29,6 +34,7 @@ class InnerShelf:
 
     def __init__(self) -> None:
         self._own: list[_Own] = []
+        self._over: set[Epoch] = set()
         self._borrowed: list[StateSnapshot] = []
 
     @property
@@ -39,15 +45,27 @@ class InnerShelf:
     def keep(self, epoch: Epoch, snapshot: StateSnapshot, now_s: float) -> None:
         """Keep what our contribution to an epoch ended with, and let go of what nobody asks about any more.
 
-        An audit of an epoch takes place in the next one or two, and looks at the end of the epoch before it as well.
-
         Args:
             epoch: of the contribution.
             snapshot: not to be written to.
             now_s: monotonic seconds.
         """
-        self._own = [kept for kept in self._own if not _is_over(kept, epoch, now_s) and kept.snapshot.state_hash != snapshot.state_hash]
+        self._own = [
+            kept for kept in self._own if not self._is_over(kept, epoch, now_s) and kept.snapshot.state_hash != snapshot.state_hash
+        ]
         self._own.append(_Own(epoch, now_s, snapshot))
+        self._over = {known for known in self._over if known + _REMEMBERED_EPOCHS > epoch}
+
+    def release(self, epoch: Epoch) -> None:
+        """Nobody has been drawn to look into our contribution to an epoch."""
+        self._over.add(epoch)
+
+    def _is_over(self, kept: _Own, epoch: Epoch, now_s: float) -> bool:
+        """An audit looks at the end of its own epoch and at that of the one before."""
+        age = epoch - kept.epoch
+        if age > 1 and {kept.epoch, kept.epoch + 1} <= self._over:
+            return True
+        return age > AUDITABLE_EPOCHS + 1 or (age > SHOWN_EPOCHS + 1 and now_s - kept.since_s > AUDIT_WITHIN_S)
 
     def borrow(self, snapshot: StateSnapshot) -> None:
         """Keep somebody else's; the oldest of these goes first."""
@@ -58,8 +76,3 @@ class InnerShelf:
         """The state with that root, if it is here."""
         kept = (*(own.snapshot for own in self._own), *self._borrowed)
         return next((snapshot for snapshot in kept if snapshot.state_hash == root), None)
-
-
-def _is_over(kept: _Own, epoch: Epoch, now_s: float) -> bool:
-    age = epoch - kept.epoch
-    return age > AUDITABLE_EPOCHS + 1 or (age > 2 and now_s - kept.since_s > AUDIT_WITHIN_S)

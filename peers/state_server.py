@@ -19,6 +19,9 @@ from protocols.messages_state import CHUNK_BYTES, MANIFEST_CALL, PIECES_STREAM, 
 
 log = logging.getLogger(__name__)
 
+UNKNOWN_STATE = "unknown-state"
+"""Code of the refusal of whoever does not have what it is asked for."""
+
 MAX_STREAMS = 16
 KEPT_SNAPSHOTS = 2
 """The newest and the one before, which others may still be fetching."""
@@ -70,7 +73,7 @@ class StateServer:
         wanted = ManifestRequest.decode(request, caller).state_hash
         snapshot = await self._find(wanted)
         if snapshot is None and wanted:
-            raise RemoteRefusal(caller, "unknown-state", "this member does not hold that state, or no longer")
+            raise RemoteRefusal(caller, UNKNOWN_STATE, "this member does not hold that state, or no longer")
         if snapshot is None:
             raise RemoteRefusal(caller, "no-state", "this member holds no state yet")
         return snapshot.manifest.encoded
@@ -117,7 +120,7 @@ class StateServer:
             if snapshot is None or snapshot.state_hash != request.state_hash:
                 snapshot = self._held(request.state_hash)
             if snapshot is None:
-                raise RemoteRefusal(stream.peer, "unknown-state", "this member does not hold that state, or no longer")
+                raise RemoteRefusal(stream.peer, UNKNOWN_STATE, "this member does not hold that state, or no longer")
             for index in request.pieces:
                 if index >= len(snapshot.manifest.piece_hashes):
                     raise RemoteProtocolError(stream.peer, f"asked for piece {index} of {len(snapshot.manifest.piece_hashes)}")

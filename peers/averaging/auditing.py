@@ -13,6 +13,7 @@ from peers.averaging.liveness import has_ended
 from peers.averaging.opening import open_block
 from peers.averaging.parts_transfer import fetch_parts
 from peers.averaging.verified import Case, VerifiedRounds
+from peers.inner_shelf import SHOWN_EPOCHS
 from peers.training_peer import Replayed, ReplayRequest
 from protocols.butterfly import blocks_reduced_by, reducers_of, senders_of
 from protocols.errors import RemoteError, RemoteRefusal, RoundError
@@ -69,7 +70,10 @@ class Auditing:
         oldest = min(known.plan.epoch for known in self._verified.cases.values())
         self._replayed = {replay: future for replay, future in self._replayed.items() if replay.epoch >= oldest}
         self._looked_into = {known for known in self._looked_into if known[2].epoch >= oldest}
-        for target in self._targets(case):
+        drawn = self._drawn(case)
+        if case.verified is not None and all(audit.target != self._context.me for audit in drawn):
+            self._context.inner.release(case.plan.epoch)
+        for target in [audit.target for audit in drawn if audit.auditor == self._context.me]:
             self._start(self._audit(case, target), f"audit of {target.short}")
         for liar in case.liars:
             self._start(self._look_through(case, liar), f"looking through figures of member {liar}")
@@ -88,9 +92,6 @@ class Auditing:
             await work
         except (RoundError, RemoteError) as error:
             log.info("not looked into: %s", error)
-
-    def _targets(self, case: Case) -> list[PeerId]:
-        return [audit.target for audit in self._drawn(case) if audit.auditor == self._context.me]
 
     def _drawn(self, case: Case) -> Sequence[Audit]:
         rules = self._context.rules.trust
@@ -229,9 +230,9 @@ class Auditing:
         accused = case.evidence.plan.members[member].peer
         if not self._traced(case, member).inner_end or not self._inner.comparable:
             return None
+        late = self._court.epoch > case.plan.epoch + SHOWN_EPOCHS
         if await self._has_states(case, member):
             return False
-        late = self._court.epoch > case.plan.epoch + 1
         return None if late or await has_ended(self._context, accused) else True
 
     def _charge(self, case: Case, member: int, offence: Offence, block: BlockIndex = _FIRST_BLOCK) -> Charge:

@@ -7,10 +7,11 @@ import logging
 from collections.abc import Sequence
 
 from peers.averaging.context import MemberContext
+from peers.state_server import UNKNOWN_STATE
 from peers.state_snapshot import StateSnapshot
 from peers.state_transfer import FetchPolicy, fetch_state
 from peers.training_peer import Replayed
-from protocols.errors import LocalProtocolError, RoundError
+from protocols.errors import LocalProtocolError, RemoteError, RemoteRefusal, RoundError
 from protocols.ids import PeerId
 from protocols.manifest import Manifest
 from protocols.trust.audits import inner_states_differ
@@ -37,7 +38,7 @@ class InnerStates:
         self._fetching: dict[bytes, asyncio.Lock] = {}
 
     async def fetch(self, traced: Traced, holders: Sequence[PeerId]) -> bool:
-        """Have both states of a contribution here; False if nobody gives them.
+        """Have both states of a contribution here; False if nobody gives them: at once if all say that they do not have one.
 
         Args:
             traced: what its member committed to.
@@ -77,10 +78,13 @@ class InnerStates:
             if number:
                 await asyncio.sleep(self._context.rules.stall_timeout_s)  # it may be busy with others who look into it
             donors = [endpoint for peer in dict.fromkeys(holders) if (endpoint := self._context.directory.endpoint(peer))]
+            failures: list[RemoteError] = []
             try:
-                snapshot = await fetch_state(self._context.transport, donors, root, policy=policy)
+                snapshot = await fetch_state(self._context.transport, donors, root, policy=policy, on_drop=failures.append)
             except RoundError as error:
                 log.info("an inner state cannot be had: %s", error)
+                if failures and all(isinstance(failure, RemoteRefusal) and failure.code == UNKNOWN_STATE for failure in failures):
+                    return None
                 continue
             self._context.inner.borrow(snapshot)
             return snapshot

@@ -176,7 +176,7 @@ class VerifiedRounds:
         """Whoever begins with another inner state than its last contribution ended with, as we have seen that, is out by its own word."""
         for member, said in verified.commitments.items():
             peer, sealed = plan.members[member].peer, verifying.sealed_commitment(member)
-            if plan.round_index or not said.samples or sealed is None:
+            if plan.round_index or not said.samples or sealed is None or peer == self._context.me:
                 continue
             for known_sealed, known in self._traces.get(peer, ()):
                 if breaks_chain(known, said):
