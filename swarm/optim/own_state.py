@@ -10,7 +10,7 @@ The gradient rule has nothing but feedback of its own. Nobody else needs any of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -33,10 +33,7 @@ def own_snapshot(rule: SyncRule, feedback: ErrorFeedback | None, epoch: Epoch, s
     named: list[tuple[str, torch.Tensor]] = []
     own = rule.own
     if own is not None:
-        for name, param in own.params.items():
-            named.append((f"param/{name}", param.detach().cpu()))
-            kept = own.optimizer.state.get(param, {})
-            named += [(f"optim/{name}/{key}", value.cpu()) for key, value in sorted(kept.items()) if isinstance(value, torch.Tensor)]
+        named += own_tensors(own)
     if feedback is not None:
         named += [(f"feedback/{key}", kept_F) for key, kept_F in sorted(feedback.kept.items())]
     if not named:
@@ -44,6 +41,40 @@ def own_snapshot(rule: SyncRule, feedback: ErrorFeedback | None, epoch: Epoch, s
     meta: dict[str, object] = {"format": FORMAT, "rule": rule.name, "state": state_hash.hex()}
     meta |= {"samples": rule.samples, "next_sample": rule.next_sample, "optimizer": type(own.optimizer).__name__ if own else ""}
     return StateSnapshot.of(named, epoch=epoch, accepted_samples=0, meta=meta)
+
+
+def own_tensors(own: OwnParams, *, with_params: bool = True) -> list[tuple[str, torch.Tensor]]:
+    """The model and the inner optimizer as named tensors on the CPU, not always copies; or the optimizer alone."""
+    named: list[tuple[str, torch.Tensor]] = []
+    for name, param in own.params.items():
+        if with_params:
+            named.append((f"param/{name}", param.detach().cpu()))
+        kept = own.optimizer.state.get(param, {})
+        named += [(f"optim/{name}/{key}", value.cpu()) for key, value in sorted(kept.items()) if isinstance(value, torch.Tensor)]
+    return named
+
+
+def inner_snapshot(named: Sequence[tuple[str, torch.Tensor]], epoch: Epoch) -> StateSnapshot:
+    """What auditors ask for: those tensors after a contribution to an epoch."""
+    return StateSnapshot.of(named, epoch=epoch, accepted_samples=0, meta={"format": FORMAT})
+
+
+def put_states(own: OwnParams, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put what `own_tensors` gave of the optimizer into it.
+
+    Raises:
+        StateMismatch: it is of another model, or holds a value that is not finite; nothing has changed.
+    """
+    states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in own.params}
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.removeprefix("optim/").rpartition("/")
+        fits = name in own.params and (tensor.dim() == 0 or tensor.shape == own.params[name].shape)
+        if not fits or not bool(torch.isfinite(tensor).all()):
+            raise StateMismatch(f"an inner state that does not fit: {full_name[:120]!r}")
+        states[name][key] = tensor
+    for name, param in own.params.items():
+        if states[name]:  # step counts stay on the CPU, where torch's optimizers have them
+            own.optimizer.state[param] = {k: v.to(param.device) if v.dim() else v.clone() for k, v in states[name].items()}
 
 
 def restore_own(rule: SyncRule, feedback: ErrorFeedback | None, state_hash: bytes, snapshot: StateSnapshot) -> None:
@@ -78,22 +109,16 @@ def restore_own(rule: SyncRule, feedback: ErrorFeedback | None, state_hash: byte
 
 
 def _restore_params(own: OwnParams, tensors: Mapping[str, torch.Tensor], *, same_state: bool) -> None:
-    states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in own.params}
     for full_name, tensor in tensors.items():
-        kind, _, rest = full_name.partition("/")
-        if kind == "feedback":
-            continue
-        name, _, key = rest.rpartition("/") if kind == "optim" else (rest, "", "")
-        if name not in own.params or (tensor.dim() > 0 and tensor.shape != own.params[name].shape):
+        kind, _, name = full_name.partition("/")
+        fits = name in own.params and tensor.shape == own.params[name].shape and tensor.is_floating_point()
+        if kind not in ("feedback", "optim") and not (kind == "param" and fits):
             raise StateMismatch(f"what this member kept for itself does not fit: {full_name[:120]!r}")
-        if kind == "optim":
-            states[name][key] = tensor
+    put_states(own, {name: tensor for name, tensor in tensors.items() if name.startswith("optim/")})
     with torch.no_grad():
         for name, param in own.params.items():
             if same_state and f"param/{name}" in tensors:
                 param.copy_(tensors[f"param/{name}"])
-            if states[name]:  # step counts stay on the CPU, where torch's optimizers have them
-                own.optimizer.state[param] = {k: v.to(param.device) if v.dim() else v.clone() for k, v in states[name].items()}
 
 
 def _feedback_of(tensors: Mapping[str, torch.Tensor], rule: SyncRule) -> dict[int, torch.Tensor]:
