@@ -28,7 +28,7 @@ from peers.roster import Roster
 from peers.state_server import StateServer
 from peers.state_snapshot import StateSnapshot
 from peers.state_transfer import fetch_state
-from peers.swarm_view import swarm_view
+from peers.swarm_view import own_progress, swarm_view
 from peers.training_peer import (
     Contribution,
     EpochAnnouncement,
@@ -42,7 +42,7 @@ from protocols.ids import Epoch, PeerId, SwarmTime
 from protocols.messages import Join
 from protocols.progress import SwarmProgress, estimate, target_at
 from protocols.record_keeping import RecordReader, SealedRecord, seal_presence, seal_progress
-from protocols.records import MAX_LOSS, MAX_SAMPLES, MAX_SAMPLES_PER_S, Phase, Progress
+from protocols.records import Progress
 from protocols.signing import Sealer
 from protocols.trust.ledger import Ban
 
@@ -259,21 +259,7 @@ class Node:
         return seal_progress(progress, self._sealer)
 
     def _progress(self) -> Progress:
-        phase: Phase = self._report.phase  # type: ignore[assignment]
-        traffic = self._transport.traffic
-        return Progress(
-            self._me,
-            self._held.epoch,
-            min(self._report.samples, MAX_SAMPLES),
-            min(self._report.samples_per_s, MAX_SAMPLES_PER_S),
-            self._held.accepted_samples,
-            self._held.state_hash,
-            phase,
-            self._report.loss if self._report.loss is not None and abs(self._report.loss) <= MAX_LOSS else None,
-            traffic.sent_bytes,
-            traffic.received_bytes,
-            self._clock.now(),
-        )
+        return own_progress(self._me, self._held, self._report, self._transport.traffic, self._clock.now())
 
     # What we hear of the swarm
 

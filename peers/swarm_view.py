@@ -1,13 +1,14 @@
-"""The swarm as one member shows it to its trainer and to whoever watches."""
+"""The swarm as one member shows it to its trainer and to whoever watches, and itself as it shows itself to the others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from peers.training_peer import BannedView, MemberView, SwarmView
-from protocols.ids import PeerId
+from peers.interfaces import Traffic
+from peers.training_peer import BannedView, EpochAnnouncement, MemberView, SwarmView, TrainerReport
+from protocols.ids import PeerId, SwarmTime
 from protocols.progress import SwarmProgress
-from protocols.records import Progress
+from protocols.records import MAX_LOSS, MAX_SAMPLES, MAX_SAMPLES_PER_S, Phase, Progress
 from protocols.trust.ledger import Ban
 
 
@@ -47,4 +48,30 @@ def _member_view(progress: Progress, role: str) -> MemberView:
         progress.received_bytes,
         progress.loss,
         progress.state_hash,
+    )
+
+
+def own_progress(me: PeerId, held: EpochAnnouncement, report: TrainerReport, traffic: Traffic, now: SwarmTime) -> Progress:
+    """What a member tells the others of itself.
+
+    Args:
+        me: who.
+        held: the state that its trainer holds.
+        report: what its trainer has done since.
+        traffic: totals of its transport.
+        now: its clock.
+    """
+    phase: Phase = report.phase  # type: ignore[assignment]
+    return Progress(
+        me,
+        held.epoch,
+        min(report.samples, MAX_SAMPLES),
+        min(report.samples_per_s, MAX_SAMPLES_PER_S),
+        held.accepted_samples,
+        held.state_hash,
+        phase,
+        report.loss if report.loss is not None and abs(report.loss) <= MAX_LOSS else None,
+        traffic.sent_bytes,
+        traffic.received_bytes,
+        now,
     )
