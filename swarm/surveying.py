@@ -7,6 +7,7 @@ goes wrong ends in the log, and the member trains on.
 from __future__ import annotations
 
 import logging
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,39 @@ _CODEC_ELEMS = 2**20
 _STOP_WITHIN_S = 1.0
 
 
+class Companions:
+    """Who is there, and how fast the others compute: the median of what they said, as each word is of a few micro-batches only.
+
+    Args:
+        me: this member.
+    """
+
+    def __init__(self, me: PeerId) -> None:
+        self._me = me
+        self._said: dict[PeerId, list[float]] = {}
+        self._view = SwarmView()
+
+    def note(self, view: SwarmView) -> None:
+        """The swarm as it is now; as often as one likes."""
+        self._view = view
+        for member in self._others():
+            said = self._said.setdefault(member.peer, [])
+            if member.samples_per_s > 0 and (not said or said[-1] != member.samples_per_s):  # records come once a second
+                said.append(member.samples_per_s)
+
+    def members(self) -> tuple[int, int, int, float | None]:
+        """Members, clients, helpers, and what the others compute together; None if one of them has not said it."""
+        others = self._others()
+        own_role = next((member.role for member in self._view.members if member.peer == self._me), "trainer")
+        roles = [own_role, *(member.role for member in others)]
+        speeds = [self._said[member.peer] for member in others if member.role != "helper"]
+        known = sum(statistics.median(said) for said in speeds) if all(speeds) else None
+        return len(roles), roles.count("client"), roles.count("helper"), known
+
+    def _others(self) -> list[MemberView]:
+        return [member for member in self._view.members if member.peer != self._me and member.phase != "leaving"]
+
+
 @contextmanager
 def surveying(connection: Connection, trainer: Trainer, show: Callable[[str], None]) -> Iterator[None]:
     """Measure beside training, in a thread that this context owns.
@@ -62,10 +96,12 @@ def surveying(connection: Connection, trainer: Trainer, show: Callable[[str], No
 def _survey(connection: Connection, trainer: Trainer, show: Callable[[str], None], stopping: threading.Event) -> None:
     """Owner of the thread."""
     try:
-        link = _measured(trainer, connection.network.link, stopping, helper=connection.config.role == "helper")
+        companions = Companions(connection.peer)
+        link = _measured(connection, trainer, companions, stopping)
         if link is None:
             return
-        found = _composed(connection, trainer, link)
+        companions.note(connection.handle.view())
+        found = _composed(connection, trainer, link, companions)
         show(survey_block(found))
         write_survey(connection.config.survey_path, found)
     except UserError as error:
@@ -76,11 +112,13 @@ def _survey(connection: Connection, trainer: Trainer, show: Callable[[str], None
         log.exception("measuring this machine failed, which is a bug of ours; training goes on")
 
 
-def _measured(trainer: Trainer, link: Future[LinkFigures], stopping: threading.Event, *, helper: bool) -> LinkFigures | None:
+def _measured(connection: Connection, trainer: Trainer, companions: Companions, stopping: threading.Event) -> LinkFigures | None:
     """Wait until there is enough, or it is time; None if the member leaves before."""
+    link, helper = connection.network.link, connection.config.role == "helper"
     until_s: float | None = None
     while not stopping.wait(_LOOK_EVERY_S):
         computed = trainer.pace.computed
+        companions.note(connection.handle.view())
         if until_s is None and (computed.turns or helper):
             until_s = time.monotonic() + WITHIN_S
         late = until_s is not None and time.monotonic() >= until_s
@@ -98,9 +136,9 @@ def _link_so_far(link: Future[LinkFigures]) -> LinkFigures:
         return LinkFigures(note="The link was not measured.")
 
 
-def _composed(connection: Connection, trainer: Trainer, link: LinkFigures) -> Survey:
+def _composed(connection: Connection, trainer: Trainer, link: LinkFigures, companions: Companions) -> Survey:
     spec, config = connection.spec, connection.config
-    peers, clients, helpers, others = _members(connection.handle.view(), connection.peer)
+    peers, clients, helpers, others = companions.members()
     survey = Survey(
         run_name=spec.run.name,
         run_id=str(connection.signed_spec.run_id),
@@ -132,16 +170,6 @@ def _composed(connection: Connection, trainer: Trainer, link: LinkFigures) -> Su
         }
     )
     return survey.model_copy(update={"expected": expected_of(survey, spec)})
-
-
-def _members(view: SwarmView, me: PeerId) -> tuple[int, int, int, float | None]:
-    """Members, clients, helpers, and what the others compute together; None while none of them has said it."""
-    others: list[MemberView] = [member for member in view.members if member.peer != me and member.phase != "leaving"]
-    own_role = next((member.role for member in view.members if member.peer == me), "trainer")
-    roles = [own_role, *(member.role for member in others)]
-    speeds = [member.samples_per_s for member in others if member.role != "helper"]
-    known = sum(speeds) if all(speed > 0 for speed in speeds) else None
-    return len(roles), roles.count("client"), roles.count("helper"), known
 
 
 def machine_of(survey: Survey) -> Machine | None:

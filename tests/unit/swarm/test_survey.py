@@ -23,7 +23,7 @@ from protocols.runspec import RunSpec
 from swarm import surveying
 from swarm.config import PeerConfig
 from swarm.monitoring.survey import Survey, read_survey, survey_block, write_survey
-from swarm.surveying import expected_of, link_of, machine_of, members_of
+from swarm.surveying import Companions, expected_of, link_of, machine_of, members_of
 from swarm.training.pace import WARM_UP_TURNS, Computed, Pace
 
 ME, OTHER, THIRD = (PeerId(bytes([number]) * 32) for number in (1, 2, 3))
@@ -173,6 +173,17 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     monkeypatch.setattr(surveying, "_CODEC_ELEMS", 2**10)
     monkeypatch.setattr(surveying, "_LOOK_EVERY_S", 0.001)
     return Scene(tmp_path)
+
+
+def test_companions_are_as_fast_as_they_mostly_say() -> None:
+    companions = Companions(ME)
+    for speed in (0.0, 10.0, 10.0, 1.0, 12.0):
+        companions.note(SwarmView(members=(member(ME, 5.0), member(OTHER, speed), member(THIRD, 0.0, "client"))))
+    assert companions.members() == (3, 1, 0, None), "one has not said it"
+    companions.note(SwarmView(members=(member(ME, 5.0), member(OTHER, 11.0), member(THIRD, 4.0, "client"))))
+    assert companions.members() == (3, 1, 0, 10.5 + 4.0)
+    companions.note(SwarmView(members=(member(ME, 5.0), member(OTHER, 11.0, phase="leaving"))))
+    assert companions.members() == (1, 0, 0, 0)
 
 
 def test_measuring_ends_when_both_are_known_and_is_written_and_shown(scene: Scene) -> None:
