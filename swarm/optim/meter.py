@@ -19,6 +19,7 @@ class Meter:
         self._clock = clock
         self._since_s = clock()
         self._s_per_sample: float | None = None
+        self._first = False
         self._loss_sum = 0.0
         self._loss_samples = 0
 
@@ -37,7 +38,11 @@ class Meter:
         now_s = self._clock()
         newest = max(now_s - self._since_s, 1e-9) / samples
         old = self._s_per_sample
-        self._s_per_sample = newest if old is None else old + _SMOOTHING * (newest - old)
+        if old is None or self._first:  # the first took all the time since this was made: the second replaces it
+            self._first = old is None
+            self._s_per_sample = newest
+        else:
+            self._s_per_sample = old + _SMOOTHING * (newest - old)
         self._since_s = now_s
         if loss is not None:
             self._loss_sum += loss * samples
