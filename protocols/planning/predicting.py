@@ -1,7 +1,8 @@
 """From a machine, a link and settings to seconds, bytes and utilisation. Read `predict`.
 
 without overlap   epoch = computing + rounds + update; members that are ready wait for the last micro-batch
-with overlap      epoch = max(computing, rounds) + update; samples computed meanwhile count for the next epoch
+with overlap      epoch = max(computing, rounds + closing) + update; samples computed meanwhile count for the next epoch, and are told
+                  when the round is over, so that the next one closes a while after it
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def predict(members: Members, machine: Machine, link: Link, workload: Workload, 
     if not settings.overlap and members.peers > 1:
         waiting_s += min(step_samples, machine.micro_batch_samples) * sample_s / 2
     averaging_s = sum(rounds_s)
-    busy_s = max(compute_s, averaging_s) if settings.overlap else compute_s
+    busy_s = max(compute_s, averaging_s + closing_s) if settings.overlap and members.peers > 1 else compute_s
     epoch_s = busy_s + update_s + waiting_s + (0.0 if settings.overlap else averaging_s)
     epoch_samples = busy_s / auditing / sample_s * computing
     up_bytes, down_bytes = mean_bytes(lines, traffics, members.peers)

@@ -177,7 +177,8 @@ def _needed_s(scene: _Scene, settings: Settings) -> float:
     idle_s = found.epoch_s - found.utilisation * found.epoch_s
     goal = GRADIENT_GOAL if settings.rule == "gradient" else GOAL
     busy_s = idle_s * goal / (1 - goal)
-    return max(busy_s, found.averaging_s if settings.overlap else 0.0) - computed_closing_s(scene.members, settings)
+    closing_s = computed_closing_s(scene.members, settings)
+    return max(busy_s, found.averaging_s + closing_s if settings.overlap else 0.0) - closing_s
 
 
 def _sample_s(scene: _Scene) -> float:
