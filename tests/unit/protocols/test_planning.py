@@ -208,7 +208,7 @@ OPEN = Settings(verify=False)
 
 def test_sparse_codecs_are_for_links_on_which_dense_ones_would_wait_and_runs_that_do_not_verify() -> None:
     fast_device = Machine(flops_per_s=7e12)
-    crawling, slow, open_slow = (advised_with(mbit, fast_device, OPEN) for mbit in (1, 2, 5))
+    crawling, slow, open_slow = (advised_with(mbit, fast_device, OPEN) for mbit in (1, 2, 10))
     for found in (crawling, slow):
         assert found.settings.codec.startswith("topk")
         assert found.settings.error_feedback == SPARSE_DECAY
