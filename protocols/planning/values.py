@@ -97,6 +97,8 @@ class Workload:
         flops_per_sample: forward and backward, of one sample.
         tokens_per_sample: T.
         activation_bytes_per_sample: that a pass holds for each sample.
+        activation_bytes: that it holds however many there are.
+        moments, outer_moments: numbers that the optimizers keep of each parameter, see `protocols.planning.memory`.
         parts: into how many fragments the model could be cut: its blocks.
     """
 
@@ -104,6 +106,9 @@ class Workload:
     flops_per_sample: float
     tokens_per_sample: int
     activation_bytes_per_sample: float = 0.0
+    activation_bytes: float = 0.0
+    moments: int = 2
+    outer_moments: int = 1
     parts: int = 1
 
 

@@ -59,7 +59,10 @@ class InnerBatch:
             return False
         for name, gradient in found.items():
             part = gradient if summed else gradient * samples
-            self._sums[name] = self._sums[name] + part if name in self._sums else part
+            if name in self._sums:
+                self._sums[name].add_(part)
+            else:
+                self._sums[name] = part
         self._samples += samples
         return True
 
@@ -72,7 +75,7 @@ class InnerBatch:
         if not self._samples:
             return
         for name, total in self._sums.items():
-            self._params[name].grad = total / self._samples
+            self._params[name].grad = total.div_(self._samples)  # in place: a device has no room for it twice
         self._clip()
         share = min(self._samples / self._size_samples, 1.0)
         for group, own in zip(self._optimizer.param_groups, self._rates, strict=True):
