@@ -129,6 +129,7 @@ def measured_machine(spec: RunSpec, device: Literal["auto", "cpu", "cuda"], prog
         processing_s_per_elem=_WORDS_S_PER_ELEM + codec_s_per_elem,
         update_s_per_elem=update_s_per_elem,
         memory_bytes=memory_bytes,
+        bf16=where.type == "cuda",
     )
 
 

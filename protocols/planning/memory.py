@@ -22,8 +22,6 @@ OVERHEAD_BYTES = 3 * 2**28
 """Of a device: what its driver takes and what allocators cannot use. An estimate."""
 
 _BF16_BYTES = 2
-_SLOTS = 2
-"""Parameters, with their gradients, that are in host memory at a time while an offloaded optimizer steps."""
 _ROUND_COPIES = 4
 """Contribution, what came of it, the result, and the parts of the blocks that a member reduces: of what is averaged."""
 _LAYER_BYTES = {False: (64, 4), True: (36, 6)}
@@ -57,14 +55,17 @@ class Saving:
         return " ".join(flag for wanted, flag in chosen if wanted)
 
 
-SAVINGS = (
-    Saving(),
-    Saving(states="8bit"),
-    Saving(states="8bit", recompute=True),
-    Saving(offload=True),
-    Saving(offload=True, recompute=True),
-)
-"""From the least costly in time to the costliest; by the gradient rule there are no states to save."""
+SAVINGS = {
+    "outer": (
+        Saving(),
+        Saving(states="8bit"),
+        Saving(states="8bit", recompute=True),
+        Saving(offload=True),
+        Saving(offload=True, recompute=True),
+    ),
+    "gradient": (Saving(), Saving(recompute=True)),
+}
+"""By rule, from the least costly in time to the costliest: by the gradient rule no states are on the device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +75,14 @@ class Trained:
     Args:
         parameters: N.
         small_parameters: of these, in tensors of fewer than `SMALL_ELEMS`.
-        largest_elems: of the largest tensor.
+        staged_elems: that an offloaded optimizer copies through main memory at a time.
         moments: numbers that the optimizer keeps of each parameter.
         outer_moments: those that the outer optimizer keeps.
     """
 
     parameters: int
     small_parameters: int = 0
-    largest_elems: int = 0
+    staged_elems: int = 0
     moments: int = 2
     outer_moments: int = 1
 
@@ -141,7 +142,7 @@ class HostMemory:
         shared: what all members hold alike: the anchor.
         shared_states: of the optimizer that steps it.
         gathered: by the gradient rule the accumulator, and parameters to replay others' contributions with.
-        states: of an offloaded inner optimizer, and what it copies through.
+        states: of an offloaded inner optimizer, the sums of its gradients, and what it copies through.
         rounds: vectors and parts of a round.
         copies: of a state while it is saved or given away.
     """
@@ -157,6 +158,22 @@ class HostMemory:
     def total(self) -> float:
         """All of it."""
         return float(sum(getattr(self, field.name) for field in fields(self)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One way to train, and what it takes.
+
+    Args:
+        saving: what the member chooses.
+        device, host: what it needs then.
+        most_samples: largest micro-batch that its device has room for, 0: none; None where the device is not known.
+    """
+
+    saving: Saving
+    device: DeviceMemory
+    host: HostMemory
+    most_samples: int | None
 
 
 def activations(shape: Shape, parameters: int, *, bf16: bool, recompute: bool = False) -> Activations:
@@ -194,12 +211,12 @@ def device_memory(trained: Trained, found: Activations, settings: Settings, savi
         saving: the member's choice.
         micro_batch_samples: of a pass.
     """
-    outer, size_bytes = settings.rule == "outer", float(FP32_BYTES * trained.parameters)
+    own, size_bytes = settings.rule == "outer" and not saving.offload, float(FP32_BYTES * trained.parameters)
     return DeviceMemory(
         weights=size_bytes,
         gradients=size_bytes,
-        sums=size_bytes if outer and micro_batch_samples < settings.inner_batch_samples else 0.0,
-        states=states_bytes(trained, saving.states) if outer and not saving.offload else 0.0,
+        sums=size_bytes if own and micro_batch_samples < settings.inner_batch_samples else 0.0,
+        states=states_bytes(trained, saving.states) if own else 0.0,
         activations=found.fixed_bytes + micro_batch_samples * found.bytes_per_sample,
     )
 
@@ -214,12 +231,11 @@ def host_memory(trained: Trained, settings: Settings, saving: Saving, averaged_e
     outer, size_bytes = settings.rule == "outer", float(FP32_BYTES * trained.parameters)
     own_states = states_bytes(trained, saving.states) if outer else 0.0
     shared_states = size_bytes * (trained.outer_moments if outer else trained.moments)
-    staged = _SLOTS * 2 * FP32_BYTES * trained.largest_elems
     return HostMemory(
         shared=size_bytes,
         shared_states=shared_states,
         gathered=0.0 if outer else 2 * size_bytes,
-        states=own_states + staged if outer and saving.offload else 0.0,
+        states=own_states + FP32_BYTES * (trained.parameters + trained.staged_elems) if outer and saving.offload else 0.0,
         rounds=float(FP32_BYTES * _ROUND_COPIES * averaged_elems),
         copies=max(size_bytes + shared_states, size_bytes + own_states),
     )
@@ -240,4 +256,33 @@ def most_samples(trained: Trained, found: Activations, settings: Settings, savin
 def kept_bytes(trained: Trained, saving: Saving, inner_batch_samples: int) -> int:
     """What stays on a device between passes by the outer rule, beside the weights: for whoever looks how large a pass may be."""
     sums = FP32_BYTES * trained.parameters if inner_batch_samples > 1 else 0
-    return round(sums + (0.0 if saving.offload else states_bytes(trained, saving.states)))
+    return 0 if saving.offload else round(sums + states_bytes(trained, saving.states))
+
+
+def choices(
+    trained: Trained, shape: Shape, settings: Settings, micro_batch_samples: int, device_bytes: float | None, *, bf16: bool
+) -> tuple[Choice, ...]:
+    """Every way to train, from the least costly in time to the costliest.
+
+    Args:
+        trained, shape: of the run.
+        settings: of the run.
+        micro_batch_samples: of a pass; an inner batch at most.
+        device_bytes: memory of the device; None: not known.
+        bf16: whether it computes in bf16.
+    """
+    fragments = settings.fragments if settings.rule == "outer" else 1
+    samples = min(micro_batch_samples, settings.inner_batch_samples) if settings.rule == "outer" else micro_batch_samples
+    found = []
+    for saving in SAVINGS[settings.rule]:
+        kept = activations(shape, trained.parameters, bf16=bf16, recompute=saving.recompute)
+        device = device_memory(trained, kept, settings, saving, samples)
+        host = host_memory(trained, settings, saving, -(-trained.parameters // fragments))
+        most = None if device_bytes is None else most_samples(trained, kept, settings, saving, device_bytes)
+        found.append(Choice(saving=saving, device=device, host=host, most_samples=most))
+    return tuple(found)
+
+
+def cheapest_that_fits(found: tuple[Choice, ...]) -> Choice | None:
+    """The first with room for a sample; None: there is none, or the device is not known."""
+    return next((choice for choice in found if choice.most_samples), None)

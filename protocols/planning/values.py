@@ -30,6 +30,7 @@ class Machine:
         micro_batch_samples: in one forward and backward pass.
         processing_s_per_elem, update_s_per_elem: see the constants of this module.
         memory_bytes: of the device; None: not known, not checked.
+        bf16: whether it computes in bf16, as CUDA devices do.
 
     Raises:
         ConfigError: a number that makes no sense.
@@ -40,6 +41,7 @@ class Machine:
     processing_s_per_elem: float = PROCESSING_S_PER_ELEM
     update_s_per_elem: float = UPDATE_S_PER_ELEM
     memory_bytes: int | None = None
+    bf16: bool = True
 
     def __post_init__(self) -> None:
         if not self.flops_per_s > 0 or self.micro_batch_samples < 1:

@@ -15,7 +15,7 @@ import torch
 from protocols.errors import ConfigError, ExitCode, UserError
 from protocols.planning.memory import SMALL_ELEMS, Trained
 from protocols.runspec import OptimizerSection, RunSpec
-from swarm.optim.offload import OffloadedOptimizer
+from swarm.optim.offload import OffloadedOptimizer, slot_elems
 
 States = Literal["fp32", "8bit"]
 
@@ -78,7 +78,7 @@ def trained_by(spec: RunSpec, sizes_elems: Sequence[int]) -> Trained:
     return Trained(
         parameters=sum(sizes_elems),
         small_parameters=sum(elems for elems in sizes_elems if elems < SMALL_ELEMS),
-        largest_elems=max(sizes_elems),
+        staged_elems=sum(slot_elems(list(sizes_elems))),
         moments=(1 if section.momentum else 0) if section.name == "sgd" else 2,
         outer_moments=2 if adaptive else 1 if outer.momentum else 0,
     )
