@@ -43,8 +43,8 @@ def show_memory(found: Sequence[Choice], device_bytes: int | None) -> None:
 
     table = Table(box=None, pad_edge=False)
     device = f"of {device_bytes / _GIB:.3g} GiB"
-    for title in (f"memory, for a device {device}", "device", "main memory", "largest micro-batch"):
-        table.add_column(title, justify="right" if table.columns else "left")
+    for title in (f"memory, for a device {device}", "device", "main memory", "micro-batch"):
+        table.add_column(title, justify="right" if table.columns else "left", no_wrap=True)
     for choice in found:
         fits = str(choice.most_samples) if choice.most_samples else "does not fit"
         name = choice.saving.flags or "nothing saved"

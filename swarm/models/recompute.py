@@ -15,5 +15,5 @@ def recompute_activations(model: Any) -> None:
     """
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise ConfigError(f"{type(model).__name__} cannot compute its activations again: leave out --recompute-activations.")
-    # Nothing in a run is random, so there is no state of a generator to keep.
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False})
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # the newer name first
+    enable({"use_reentrant": False, "preserve_rng_state": False})  # nothing in a run is random: there is no generator's state to keep
