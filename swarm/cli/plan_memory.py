@@ -61,7 +61,7 @@ def advice(found: Sequence[Choice]) -> str:
     best = cheapest_that_fits(tuple(found))
     if best is None:
         return "It fits in no way: not even one sample. Choose a smaller model or a larger device; helpers need none."
-    samples = f"with up to {best.most_samples} samples in a micro-batch"
+    samples = f"with micro-batches of up to {best.most_samples}"
     if not best.saving.flags:
         return f"It fits, {samples}: members need no option."
     return f"It fits {samples} by: swarm-peer join LINK {best.saving.flags}"

@@ -11,6 +11,7 @@ from protocols.errors import ExitCode
 from swarm.models.build import build_model
 from swarm.models.presets import PRESETS
 from swarm.training import probe
+from swarm.training.gradients import accumulate_gradients
 from swarm.training.probe import DeviceError, choose_device, fastest_within, largest_that_fits, probe_micro_batch
 
 SMALL = {"config": {**PRESETS["tiny"].huggingface(), "hidden_size": 16, "n_head": 2, "n_layer": 1}}
@@ -82,3 +83,33 @@ def test_devices_are_chosen_by_what_there_is(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto").type == "cuda"
     assert choose_device("cpu").type == "cpu"
+
+
+def test_room_is_left_for_what_training_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With so much reserved that nothing is left, only the first pass, whose size nobody knows before, is made."""
+    monkeypatch.setattr(probe, "available_memory_bytes", lambda: 2**30)
+    monkeypatch.setattr(probe, "CPU_PROBE_S", 60.0)
+    sizes: list[int] = []
+
+    def count(model: torch.nn.Module, tokens_BT: torch.Tensor) -> object:
+        sizes.append(len(tokens_BT))
+        return accumulate_gradients(model, tokens_BT)
+
+    peaks = iter(range(0, 2**40, 2**20))
+    monkeypatch.setattr(probe, "_peak_memory_bytes", lambda: next(peaks))
+    monkeypatch.setattr(probe, "accumulate_gradients", count)
+    assert probe_micro_batch(build_model(SMALL, 1), 16, reserved_bytes=2**30).micro_batch_samples == 1
+    assert max(sizes) == 1
+
+
+def test_memory_that_is_not_there_is_told_with_what_helps() -> None:
+    with probe._taken(2**20, torch.device("cpu")):
+        pass
+
+    def fail(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", fail)
+        with pytest.raises(DeviceError, match="--optimizer-states 8bit"), probe._taken(2**30, torch.device("cpu")):
+            pass
