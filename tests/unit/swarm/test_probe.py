@@ -11,7 +11,6 @@ from protocols.errors import ExitCode
 from swarm.models.build import build_model
 from swarm.models.presets import PRESETS
 from swarm.training import probe
-from swarm.training.gradients import accumulate_gradients
 from swarm.training.probe import DeviceError, choose_device, fastest_within, largest_that_fits, probe_micro_batch
 
 SMALL = {"config": {**PRESETS["tiny"].huggingface(), "hidden_size": 16, "n_head": 2, "n_layer": 1}}
@@ -85,21 +84,22 @@ def test_devices_are_chosen_by_what_there_is(monkeypatch: pytest.MonkeyPatch) ->
     assert choose_device("cpu").type == "cpu"
 
 
-def test_room_is_left_for_what_training_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With so much reserved that nothing is left, only the first pass, whose size nobody knows before, is made."""
-    monkeypatch.setattr(probe, "available_memory_bytes", lambda: 2**30)
-    monkeypatch.setattr(probe, "CPU_PROBE_S", 60.0)
+@pytest.mark.parametrize(("reserved_bytes", "largest"), [(2**30, 1), (2**30 - 2**24, 8), (0, 64)])
+def test_room_is_left_for_what_training_keeps(monkeypatch: pytest.MonkeyPatch, reserved_bytes: int, largest: int) -> None:
+    """Where nothing is left, only the first pass is made, whose size nobody knows before; a sample takes 1 MiB, and half may be used."""
     sizes: list[int] = []
 
-    def count(model: torch.nn.Module, tokens_BT: torch.Tensor) -> object:
+    def passes(_model: torch.nn.Module, tokens_BT: torch.Tensor) -> None:
         sizes.append(len(tokens_BT))
-        return accumulate_gradients(model, tokens_BT)
 
-    peaks = iter(range(0, 2**40, 2**20))
-    monkeypatch.setattr(probe, "_peak_memory_bytes", lambda: next(peaks))
-    monkeypatch.setattr(probe, "accumulate_gradients", count)
-    assert probe_micro_batch(build_model(SMALL, 1), 16, reserved_bytes=2**30).micro_batch_samples == 1
-    assert max(sizes) == 1
+    monkeypatch.setattr(probe, "available_memory_bytes", lambda: 2**30)
+    monkeypatch.setattr(probe, "_peak_memory_bytes", lambda: sum(sizes) * 2**20)
+    monkeypatch.setattr(probe, "accumulate_gradients", passes)
+    monkeypatch.setattr(
+        probe, "fastest_within", lambda seconds, fits: largest_that_fits(lambda size: fits(size) and seconds(size) is not None, 64)
+    )
+    assert probe_micro_batch(build_model(SMALL, 1), 16, reserved_bytes).micro_batch_samples == largest
+    assert max(sizes) == largest
 
 
 def test_memory_that_is_not_there_is_told_with_what_helps() -> None:
