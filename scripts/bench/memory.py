@@ -210,7 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     console = Console(stderr=True)
     found = measure(options, console)
-    table = Table("way", "MiB", "predicted", "host", "states", "ms", "ratio", "loss", "ratio", caption="MiB on the device, predicted, on the host")
+    table = Table(
+        "way", "MiB", "predicted", "host", "states", "ms", "ratio", "loss", "ratio", caption="MiB on the device, predicted, on the host"
+    )
     for row in found["rows"]:
         sizes = (row["device_bytes"], row["predicted_device_bytes"], row["host_bytes"], row["bytes"]["states"])
         mib = [f"{size / 2**20:.1f}" for size in sizes]
