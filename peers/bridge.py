@@ -21,8 +21,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
-import torch
-
 from peers.replay_queue import ReplayQueue
 from peers.state_snapshot import StateSnapshot
 from peers.training_peer import (
@@ -30,6 +28,7 @@ from peers.training_peer import (
     EpochAnnouncement,
     MemberView,
     PeerStopped,
+    Replayed,
     ReplayRequest,
     RoundOutcome,
     RoundStatus,
@@ -48,6 +47,7 @@ __all__ = [
     "PeerService",
     "PeerStopped",
     "ReplayRequest",
+    "Replayed",
     "RoundOutcome",
     "RoundStatus",
     "SwarmView",
@@ -190,10 +190,10 @@ class PeerHandle:
         with self._changed:
             return self._replays.oldest
 
-    def publish_replay(self, request: ReplayRequest, vector: torch.Tensor | None) -> None:
+    def publish_replay(self, request: ReplayRequest, replayed: Replayed | None) -> None:
         """Hand over what a replay came to, or None if this member cannot do it; instant."""
         with self._changed:
-            self._replays.answer(request, vector)
+            self._replays.answer(request, replayed)
 
     def fetch_state(self) -> StateSnapshot:
         """The swarm's newest state by majority, verified; blocks.
@@ -258,13 +258,13 @@ class PeerHandle:
             self._snapshot_wanted = True
             self._changed.notify_all()
 
-    async def replay(self, request: ReplayRequest) -> torch.Tensor | None:
+    async def replay(self, request: ReplayRequest) -> Replayed | None:
         """Have the trainer compute a contribution again, between its micro-batches; requests are served in the order they came.
 
         Several that ask for the same share one answer. Runs on the event loop. Cancellation: nothing is computed for nobody.
 
         Returns:
-            flat_D, fp32 on the CPU, shared: not to be written to. None: this member cannot, as it does not hold that state, has no data,
+            Shared: not to be written to. None: this member cannot, as it does not hold that state, has no data,
             has `replay_queue.MAX_REPLAYS` others to do, or is stopping; that says nothing about the contribution.
         """
         with self._changed:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future
 
-import torch
-
 from peers.state_snapshot import StateSnapshot
-from peers.training_peer import Contribution, MemberView, PeerStopped, ReplayRequest, RoundOutcome, RoundStatus, SwarmView
+from peers.training_peer import Contribution, MemberView, PeerStopped, Replayed, ReplayRequest, RoundOutcome, RoundStatus, SwarmView
 from protocols.errors import RoundError
 from protocols.ids import Epoch, PeerId
 from protocols.progress import TargetSamples, target_at
@@ -110,7 +108,7 @@ class LocalPeer:
         """Nobody asks."""
         return None
 
-    def publish_replay(self, request: ReplayRequest, vector: torch.Tensor | None) -> None:
+    def publish_replay(self, request: ReplayRequest, replayed: Replayed | None) -> None:
         """Nobody waits for it."""
 
     def fetch_state(self) -> StateSnapshot:

@@ -19,6 +19,7 @@ from peers.bandwidth import Bandwidth
 from peers.bridge import PeerHandle
 from peers.expulsion import Expelled, RefusalWatch, ban_sentence
 from peers.identity import Identity
+from peers.inner_shelf import InnerShelf
 from peers.interfaces import Clock, Handlers, RecordStore, Transport
 from peers.node_settings import NodeSettings
 from peers.notary import MemberNotary
@@ -99,7 +100,8 @@ class Node:
         self._clock = clock
         reader = RecordReader(settings.run, settings.authority_key)
         self.roster = Roster(self._me, settings.run, store, reader, clock, settings.ledger)
-        self._states = StateServer(handle.want_snapshot)
+        self._inner = InnerShelf()
+        self._states = StateServer(handle.want_snapshot, inner=self._inner)
         self._report = TrainerReport(0, 0.0, None, "joining")
         self._held = EpochAnnouncement(Epoch(0), b"", 0)
         self._epoch_began_at: SwarmTime = clock.now()
@@ -166,10 +168,19 @@ class Node:
         membership = membership_checker(self._settings.run, self._settings.authority_key)
         notary = MemberNotary(self._sealer, membership, self._clock)
         dialable = self._settings.presence.role != "client"
-        rules, bandwidth = self._settings.rules, self._bandwidth
-        ledger, conduct = self._settings.ledger, self._settings.conduct
         return MemberContext(
-            self._me, self._transport, self.roster, notary, rules, tasks, pool, dialable, bandwidth, ledger=ledger, conduct=conduct
+            self._me,
+            self._transport,
+            self.roster,
+            notary,
+            self._settings.rules,
+            tasks,
+            pool,
+            dialable,
+            self._bandwidth,
+            ledger=self._settings.ledger,
+            conduct=self._settings.conduct,
+            inner=self._inner,
         )
 
     async def _learn_bans(self, averager: Averager) -> None:
@@ -343,10 +354,12 @@ class Node:
             raise RoundError("the network is not up yet")
         if self._estimate().behind:
             return RoundOutcome(RoundStatus.BEHIND, contribution.epoch, reason="the swarm has gone on from the state this was computed on")
+        if contribution.inner is not None:
+            self._inner.keep(contribution.epoch, contribution.inner.end, asyncio.get_running_loop().time())
         bandwidth, memory = self._settings.bandwidth_bytes_per_s, self._settings.part_memory_bytes
         join = Join(contribution.epoch, contribution.state_hash, contribution.weight, bandwidth, part_memory_bytes=memory)
         try:
-            averaged = await self._averager.average_epoch(join, contribution.vector, contribution.first_sample)
+            averaged = await self._averager.average_epoch(join, contribution.vector, contribution.first_sample, contribution.traced)
         except LeftOut as left_out:
             await self.roster.refresh()
             self._show()

@@ -6,14 +6,12 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import torch
-
-from peers.training_peer import ReplayRequest
+from peers.training_peer import Replayed, ReplayRequest
 
 MAX_REPLAYS = 64
 """Different requests that wait at a time: twice the auditors that a run may draw in a group and epoch."""
 
-Answer = Future[torch.Tensor | None]
+Answer = Future[Replayed | None]
 
 
 @dataclass(slots=True, eq=False)
@@ -55,14 +53,14 @@ class ReplayQueue:
         if waiting.askers == 0:
             del self._waiting[request]
 
-    def answer(self, request: ReplayRequest, vector_D: torch.Tensor | None) -> None:
+    def answer(self, request: ReplayRequest, replayed: Replayed | None) -> None:
         """Answer everybody who waits for it; without effect if nobody does."""
         waiting = self._waiting.pop(request, None)
         if waiting is not None:
             with suppress(InvalidStateError):  # already answered
-                waiting.answer.set_result(vector_D)
+                waiting.answer.set_result(replayed)
 
-    def answer_all(self, vector_D: torch.Tensor | None) -> None:
+    def answer_all(self, replayed: Replayed | None) -> None:
         """Answer everything that waits with the same."""
         for request in list(self._waiting):
-            self.answer(request, vector_D)
+            self.answer(request, replayed)

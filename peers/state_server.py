@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from peers.inner_shelf import InnerShelf
 from peers.interfaces import Handlers, Stream
 from peers.state_snapshot import StateSnapshot
 from protocols.errors import RemoteProtocolError, RemoteRefusal, RemoteTimeout
@@ -17,6 +18,9 @@ from protocols.ids import PeerId
 from protocols.messages_state import CHUNK_BYTES, MANIFEST_CALL, PIECES_STREAM, ManifestRequest, PieceChunk, PiecesRequest
 
 log = logging.getLogger(__name__)
+
+UNKNOWN_STATE = "unknown-state"
+"""Code of the refusal of whoever does not have what it is asked for."""
 
 MAX_STREAMS = 16
 KEPT_SNAPSHOTS = 2
@@ -30,12 +34,16 @@ class StateServer:
         ask_trainer: called when a snapshot of the current state is needed; the trainer answers through `publish`.
         publish_wait_s: how long a question waits for the trainer.
         idle_s: how long a stream may show no progress before it is dropped.
+        inner: inner states that are served as well, by their roots.
     """
 
-    def __init__(self, ask_trainer: Callable[[], None], *, publish_wait_s: float = 12.0, idle_s: float = 30.0) -> None:
+    def __init__(
+        self, ask_trainer: Callable[[], None], *, publish_wait_s: float = 12.0, idle_s: float = 30.0, inner: InnerShelf | None = None
+    ) -> None:
         self._ask_trainer = ask_trainer
         self._publish_wait_s = publish_wait_s
         self._idle_s = idle_s
+        self._inner = inner or InnerShelf()
         self._snapshots: list[StateSnapshot] = []
         self._current_hash = b""
         self._changed = asyncio.Event()
@@ -65,7 +73,7 @@ class StateServer:
         wanted = ManifestRequest.decode(request, caller).state_hash
         snapshot = await self._find(wanted)
         if snapshot is None and wanted:
-            raise RemoteRefusal(caller, "unknown-state", "this member does not hold that state, or no longer")
+            raise RemoteRefusal(caller, UNKNOWN_STATE, "this member does not hold that state, or no longer")
         if snapshot is None:
             raise RemoteRefusal(caller, "no-state", "this member holds no state yet")
         return snapshot.manifest.encoded
@@ -90,7 +98,7 @@ class StateServer:
         return None if wanted else self.newest
 
     def _held(self, state_hash: bytes) -> StateSnapshot | None:
-        return next((s for s in self._snapshots if s.state_hash == state_hash), None)
+        return next((s for s in self._snapshots if s.state_hash == state_hash), None) or self._inner.find(state_hash)
 
     async def _pieces(self, stream: Stream) -> None:
         """Answer requests for pieces in order until the other side has finished."""
@@ -112,7 +120,7 @@ class StateServer:
             if snapshot is None or snapshot.state_hash != request.state_hash:
                 snapshot = self._held(request.state_hash)
             if snapshot is None:
-                raise RemoteRefusal(stream.peer, "unknown-state", "this member does not hold that state, or no longer")
+                raise RemoteRefusal(stream.peer, UNKNOWN_STATE, "this member does not hold that state, or no longer")
             for index in request.pieces:
                 if index >= len(snapshot.manifest.piece_hashes):
                     raise RemoteProtocolError(stream.peer, f"asked for piece {index} of {len(snapshot.manifest.piece_hashes)}")

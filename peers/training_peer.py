@@ -6,7 +6,7 @@ A `TrainingPeer` is either `peers.bridge.PeerHandle`, with a swarm behind it, or
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import torch
 from peers.state_snapshot import StateSnapshot
 from protocols.errors import SwarmError
 from protocols.ids import Epoch, PeerId
+from protocols.trust.traced import UNTRACED, Traced
 
 _FIRST_EPOCH = Epoch(0)
 
@@ -37,6 +38,23 @@ class RoundStatus(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class InnerStates:
+    """What a member's inner state was when a contribution began, and what it was in the end: for whoever audits it.
+
+    Args:
+        start: None: it began anew, from the anchor and with an optimizer that knows nothing.
+        start_epoch: of the contribution that ended with `start`.
+        end: after all samples of this one. Nobody writes to it.
+        cuts: see `protocols.trust.traced`.
+    """
+
+    start: StateSnapshot | None
+    start_epoch: Epoch
+    end: StateSnapshot
+    cuts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Contribution:
     """What this member brings to an epoch.
 
@@ -47,6 +65,8 @@ class Contribution:
         weight: samples; 0 for a helper.
         state_hash: of the state it was computed from (32 bytes).
         first_sample: index of the first of them, as `swarm.data.assignment` counts: anybody can draw the same and compute the vector again.
+        late_samples: how many of them, the first ones, were computed before the result of the epoch before was applied.
+        inner: for auditors; None where members have no inner state, or nobody audits.
     """
 
     epoch: Epoch
@@ -54,6 +74,17 @@ class Contribution:
     weight: float
     state_hash: bytes
     first_sample: int = 0
+    late_samples: int = 0
+    inner: InnerStates | None = None
+
+    @property
+    def traced(self) -> Traced:
+        """What we commit to of how it came about."""
+        if self.inner is None:
+            return Traced(self.late_samples)
+        inner = self.inner
+        start = inner.start.state_hash if inner.start else b""
+        return Traced(self.late_samples, start, inner.start_epoch if start else Epoch(0), inner.end.state_hash, inner.cuts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +99,8 @@ class ReplayRequest:
         state_hash: of the state it was computed from (32 bytes).
         bf16: under bf16 autocast, as GPUs compute, or in fp32, as CPUs do; None: as this machine computes by itself. Between the two lies
             more than an audit tolerates, so whoever finds a difference asks again in the other.
+        traced: what the member says of how it came about.
+        start, end: the inner states that it began with, where it did not begin anew, and ended with; both come from that member.
     """
 
     epoch: Epoch
@@ -76,6 +109,23 @@ class ReplayRequest:
     samples: int
     state_hash: bytes
     bf16: bool | None = None
+    traced: Traced = UNTRACED
+    start: StateSnapshot | None = field(default=None, compare=False, repr=False)
+    end: StateSnapshot | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a replay came to. Nobody writes to it.
+
+    Args:
+        vector: flat_D, fp32 on the CPU: the contribution.
+        end_distance: of the inner state after all samples from the request's `end`, relative, comparable with how far contributions may be
+            off; None where there is none.
+    """
+
+    vector: torch.Tensor
+    end_distance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,13 +279,12 @@ class TrainingPeer(Protocol):
     def replay_wanted(self) -> ReplayRequest | None:
         """The oldest replay that somebody waits for, the same one until it is published or nobody waits any more; instant."""
 
-    def publish_replay(self, request: ReplayRequest, vector: torch.Tensor | None) -> None:
+    def publish_replay(self, request: ReplayRequest, replayed: Replayed | None) -> None:
         """Hand over what a replay came to; instant. Nothing happens if nobody waits for it any more.
 
         Args:
             request: as `replay_wanted` gave it.
-            vector: flat_D, fp32 on the CPU, the mean gradient over the samples, not written to afterwards; None: this member cannot replay
-                it, as it does not hold that state, or has no data.
+            replayed: None: this member cannot replay it, as it does not hold that state, or has no data.
         """
 
     def fetch_state(self) -> StateSnapshot:

@@ -217,6 +217,11 @@ def make_optimizer(spec: RunSpec, model: torch.nn.Module, memory: InnerMemory | 
                 " --optimizer-states 8bit, which is for runs with the outer rule."
             )
         memory = PLAIN
+    if memory.states != "fp32" and spec.trust.verify and spec.trust.auditors > 0:
+        raise ConfigError(
+            "In this run members compute each other's inner steps again, which nobody could with states rounded to 8 bits: leave out"
+            " --optimizer-states 8bit, and use --offload-optimizer, which saves more of the device's memory."
+        )
     return inner_optimizer(spec.optimizer, model.parameters(), memory)
 
 

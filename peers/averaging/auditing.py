@@ -6,24 +6,30 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
-import torch
-
 from peers.averaging.context import MemberContext
 from peers.averaging.court import Court
+from peers.averaging.inner_states import InnerStates
+from peers.averaging.liveness import has_ended
 from peers.averaging.opening import open_block
 from peers.averaging.parts_transfer import fetch_parts
 from peers.averaging.verified import Case, VerifiedRounds
-from peers.training_peer import ReplayRequest
+from peers.inner_shelf import SHOWN_EPOCHS
+from peers.training_peer import Replayed, ReplayRequest
 from protocols.butterfly import blocks_reduced_by, reducers_of, senders_of
 from protocols.errors import RemoteError, RemoteRefusal, RoundError
 from protocols.ids import BlockIndex, PeerId
 from protocols.messages import require
-from protocols.trust.audits import GROSS, blocks_in_audit_order, contribution_differs, draw_audits
+from protocols.trust.audits import GROSS, Audit, blocks_in_audit_order, contribution_differs, draw_audits
 from protocols.trust.offences import Offence
-from protocols.trust.statements import ACCUSATION, Charge
+from protocols.trust.statements import ACCUSATION, Charge, Commitment
+from protocols.trust.traced import UNTRACED, Traced
 from protocols.trust.verification import misreports
 
 log = logging.getLogger(__name__)
+
+_FIRST_BLOCK = BlockIndex(0)
+
+_Differs = Callable[[Replayed, float], Awaitable[bool]]
 
 ACCUSE = "accuse"
 """Name of the call."""
@@ -33,8 +39,8 @@ _ACCUSERS_MARGIN = 2.0
 of them finds so far off, none finds in order. Or who cheats by just what is allowed would have its auditor banned."""
 
 
-Replayer = Callable[[ReplayRequest], Awaitable[torch.Tensor | None]]
-"""Computes a contribution again: flat_D fp32, or None if we cannot."""
+Replayer = Callable[[ReplayRequest], Awaitable[Replayed | None]]
+"""Computes a contribution again, or says None: we cannot."""
 
 
 class Auditing:
@@ -53,7 +59,8 @@ class Auditing:
         self._court = court
         self._replayer = replayer
         self._looked_into: set[tuple[bytes, PeerId, Charge]] = set()
-        self._replayed: dict[ReplayRequest, asyncio.Future[torch.Tensor | None]] = {}
+        self._replayed: dict[ReplayRequest, asyncio.Future[Replayed | None]] = {}
+        self._inner = InnerStates(context)
         self.busy: set[asyncio.Task[None]] = set()
         self.passed: dict[PeerId, int] = {}
         self.calls = {ACCUSE: self._on_accusation}
@@ -63,7 +70,10 @@ class Auditing:
         oldest = min(known.plan.epoch for known in self._verified.cases.values())
         self._replayed = {replay: future for replay, future in self._replayed.items() if replay.epoch >= oldest}
         self._looked_into = {known for known in self._looked_into if known[2].epoch >= oldest}
-        for target in self._targets(case):
+        drawn = self._drawn(case)
+        if case.verified is not None and all(audit.target != self._context.me for audit in drawn):
+            self._context.inner.release(case.plan.epoch)
+        for target in [audit.target for audit in drawn if audit.auditor == self._context.me]:
             self._start(self._audit(case, target), f"audit of {target.short}")
         for liar in case.liars:
             self._start(self._look_through(case, liar), f"looking through figures of member {liar}")
@@ -83,25 +93,33 @@ class Auditing:
         except (RoundError, RemoteError) as error:
             log.info("not looked into: %s", error)
 
-    def _targets(self, case: Case) -> list[PeerId]:
+    def _drawn(self, case: Case) -> Sequence[Audit]:
         rules = self._context.rules.trust
         if rules is None or case.verified is None:
-            return []
+            return ()
         plan, said = case.evidence.plan, case.verified.commitments
         proven = [plan.members[i].peer for i in sorted(senders_of(plan))]  # whether or not they have shown their share
         newcomers = [plan.members[i].peer for i in sorted(said) if said[i].samples > 0 and not plan.weights[i]]
-        audits = draw_audits(case.evidence.coin, proven, newcomers, rules.auditors)
-        return [audit.target for audit in audits if audit.auditor == self._context.me]
+        return draw_audits(case.evidence.coin, proven, newcomers, rules.auditors)
 
     # An audit
 
     async def _audit(self, case: Case, target: PeerId) -> None:
         member = case.evidence.plan.index_of(target)
-        if member is None or await self._replay_of(case, target) is None:
+        if member is None:
+            return
+        if not await self._has_states(case, member):
+            log.info("epoch %d: %s keeps its inner state back", case.plan.epoch, target.short)
+            await self._accuse(self._charge(case, member, Offence.WITHHELD_STATE))
+            await asyncio.sleep(self._context.rules.stall_timeout_s)
+            if not await self._has_states(case, member, [other.peer for other in case.evidence.plan.members]):
+                return  # whoever has got it would have given it to us
+        unseen: list[BlockIndex] = []
+        charge = await self._false_state(case, member)
+        if charge is None and await self._replay_of(case, target) is None:
             log.info("epoch %d: we cannot audit %s", case.plan.epoch, target.short)
             return
-        unseen: list[BlockIndex] = []
-        charge = await self._first_difference(case, member, unseen) or await self._false_check(case, member)
+        charge = charge or await self._first_difference(case, member, unseen) or await self._false_check(case, member)
         if charge is None and unseen:
             log.info("epoch %d: %d blocks of %s cannot be audited", case.plan.epoch, len(unseen), target.short)
             return
@@ -129,21 +147,25 @@ class Auditing:
 
     async def _is_false(self, case: Case, member: int, block: BlockIndex, margin: float = 1.0) -> bool | None:
         """Whether a block is not what its member's samples give, in fp32 or in bf16: devices differ. None if we cannot know."""
+        return await self._false_in_all(case, member, margin, lambda own, tolerance: self._differs(case, member, block, own, tolerance))
+
+    async def _false_in_all(self, case: Case, member: int, margin: float, differs: _Differs) -> bool | None:
+        """Whether what a member committed to is false in all arithmetics; None if we can compute it in none."""
         trust, answers = self._context.rules.trust, []
         if trust is None:
             return None
         for bf16 in (None, True, False):
-            own_D = await self._replay_of(case, case.evidence.plan.members[member].peer, bf16)
-            if own_D is None:
+            own = await self._replay_of(case, case.evidence.plan.members[member].peer, bf16)
+            if own is None:
                 continue
-            if not await self._differs(case, member, block, own_D, margin * trust.audit_tolerance):
+            if not await differs(own, margin * trust.audit_tolerance):
                 return False
-            if await self._differs(case, member, block, own_D, GROSS):
+            if await differs(own, GROSS):
                 return True
             answers.append(bf16)
         return True if answers else None
 
-    async def _differs(self, case: Case, member: int, block: BlockIndex, own_D: torch.Tensor, tolerance: float) -> bool:
+    async def _differs(self, case: Case, member: int, block: BlockIndex, own: Replayed, tolerance: float) -> bool:
         """Bytes that are no block are no contribution either."""
         codec, (start, stop) = self._context.rules.codec, case.evidence.blocks.span(block)
 
@@ -152,7 +174,7 @@ class Auditing:
                 theirs_E = codec.decode(case.evidence.part(member, block), stop - start)
             except ValueError:
                 return True
-            return contribution_differs(theirs_E, own_D, (start, stop), codec, tolerance)
+            return contribution_differs(theirs_E, own.vector, (start, stop), codec, tolerance)
 
         return await self._context.heavy(compare)
 
@@ -174,7 +196,46 @@ class Auditing:
             return True
         return misreports(check, part_E, case.result.averaged_D[start:stop], block, margin)
 
-    def _charge(self, case: Case, member: int, offence: Offence, block: BlockIndex) -> Charge:
+    # Inner states
+
+    def _traced(self, case: Case, member: int) -> Traced:
+        said = self._said(case, member)
+        return said.traced if said else UNTRACED
+
+    async def _has_states(self, case: Case, member: int, others: Sequence[PeerId] = ()) -> bool:
+        """Whether the inner states that a member has committed to are here, or can be had from it or others."""
+        traced = self._traced(case, member)
+        return not traced.inner_end or await self._inner.fetch(traced, [*others, case.evidence.plan.members[member].peer])
+
+    async def _false_state(self, case: Case, member: int) -> Charge | None:
+        if await self._is_state_false(case, member, _ACCUSERS_MARGIN):
+            return self._charge(case, member, Offence.INNER_STATE)
+        return None
+
+    async def _is_state_false(self, case: Case, member: int, margin: float = 1.0) -> bool | None:
+        """Whether an inner state is not what its member's samples make of the one before. None if we cannot know."""
+        traced = self._traced(case, member)
+        if not traced.inner_end or not self._inner.comparable:
+            return None
+        if await self._context.heavy(lambda: self._inner.is_malformed(traced)):
+            return True
+
+        async def differs(own: Replayed, tolerance: float) -> bool:
+            return own.end_distance is not None and own.end_distance > tolerance
+
+        return await self._false_in_all(case, member, margin, differs)
+
+    async def _is_state_withheld(self, case: Case, member: int) -> bool | None:
+        """None where its member may not have to show it any more, or is gone: then nobody is to blame."""
+        accused = case.evidence.plan.members[member].peer
+        if not self._traced(case, member).inner_end or not self._inner.comparable:
+            return None
+        late = self._court.epoch > case.plan.epoch + SHOWN_EPOCHS
+        if await self._has_states(case, member):
+            return False
+        return None if late or await has_ended(self._context, accused) else True
+
+    def _charge(self, case: Case, member: int, offence: Offence, block: BlockIndex = _FIRST_BLOCK) -> Charge:
         plan = case.evidence.plan
         return Charge(plan.digest, plan.epoch, plan.members[member].peer, offence, block)
 
@@ -184,18 +245,26 @@ class Auditing:
         reducers = [i for i in sorted(reducers_of(plan)) if block in blocks_reduced_by(plan, i)]
         return [*first, plan.members[member].peer, *(plan.members[i].peer for i in reducers)]
 
-    async def _replay_of(self, case: Case, peer: PeerId, bf16: bool | None = None) -> torch.Tensor | None:
+    @staticmethod
+    def _said(case: Case, member: int) -> Commitment | None:
+        """What a member committed to."""
+        said = case.verified.commitments.get(member) if case.verified else None
+        heard = case.evidence.committed.get(member)
+        return said or (heard.commitment if heard else None)
+
+    async def _replay_of(self, case: Case, peer: PeerId, bf16: bool | None = None) -> Replayed | None:
         """Each contribution is computed once in each arithmetic, however many look into it."""
         plan = case.evidence.plan
         member = plan.index_of(peer)
-        if member is None:
+        said = self._said(case, member) if member is not None else None
+        if member is None or said is None or not said.samples:
             return None
-        said = case.verified.commitments.get(member) if case.verified else None
-        if said is None and (heard := case.evidence.committed.get(member)):
-            said = heard.commitment
-        if said is None or not said.samples:
+        start = self._inner.held(said.traced.inner_start)
+        if said.traced.inner_start and start is None:
             return None
-        replay = ReplayRequest(plan.epoch, peer, said.first_sample, said.samples, plan.members[member].join.state_hash, bf16)
+        join = plan.members[member].join
+        end = self._inner.held(said.traced.inner_end)
+        replay = ReplayRequest(plan.epoch, peer, said.first_sample, said.samples, join.state_hash, bf16, said.traced, start, end)
         known = self._replayed.get(replay)
         if known is None:
             known = self._replayed[replay] = asyncio.get_running_loop().create_future()
@@ -250,7 +319,7 @@ class Auditing:
             self._court.judge(charge.first_plan_digest, charge.accused, charge.offence)
             if charge.offence is Offence.CHECK and (liar := case.evidence.plan.index_of(charge.accused)) is not None:
                 await self._look_through(case, liar)
-        elif guilty is False:
+        elif guilty is False and charge.offence is not Offence.WITHHELD_STATE:  # it may well have kept it back from the accuser alone
             self._court.judge(charge.first_plan_digest, accuser, Offence.FALSE_ACCUSATION)
 
     async def _look_through(self, case: Case, liar: int) -> None:
@@ -273,7 +342,16 @@ class Auditing:
     async def _finding(self, case: Case, charge: Charge, accuser: PeerId) -> bool | None:
         """Whether the accused is guilty; None if we cannot know."""
         member = case.evidence.plan.index_of(charge.accused)
-        if member is None or charge.offence not in (Offence.CONTRIBUTION, Offence.CHECK):
+        if member is None:
+            return None
+        if charge.offence is Offence.WITHHELD_STATE:
+            asked_for = Audit(accuser, charge.accused) in self._drawn(case)  # others have no reason to make everybody fetch it
+            return await self._is_state_withheld(case, member) if asked_for else None
+        if charge.offence in (Offence.CONTRIBUTION, Offence.INNER_STATE) and not await self._has_states(case, member, (accuser,)):
+            return None
+        if charge.offence is Offence.INNER_STATE:
+            return await self._is_state_false(case, member)
+        if charge.offence not in (Offence.CONTRIBUTION, Offence.CHECK):
             return None  # of anything else everybody has seen what there is to see
         holders = self._holders(case, member, charge.block, (accuser,))
         if not await fetch_parts(self._context, case.evidence, member, [charge.block], holders):

@@ -31,6 +31,7 @@ from protocols.errors import LocalProtocolError, RoundError
 from protocols.grid import Placement, epoch_coin, place
 from protocols.ids import BlockIndex, Epoch, PeerId, RoundId
 from protocols.messages import Commit, Join, Plan
+from protocols.trust.traced import UNTRACED, Traced
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class Averager:
 
     # The epoch, in order
 
-    async def average_epoch(self, join: Join, own_D: torch.Tensor, first_sample: int = 0) -> Averaged:
+    async def average_epoch(self, join: Join, own_D: torch.Tensor, first_sample: int = 0, traced: Traced = UNTRACED) -> Averaged:
         """Average our contribution with everybody who takes part in closing this epoch: one round for each axis of the grid.
 
         The first round takes in what members computed. In each later one a member brings what its group of the round before agreed on,
@@ -143,6 +144,7 @@ class Averager:
             join: of the first round: epoch, weight and what the contribution was computed on.
             own_D: the contribution, fp32; not changed.
             first_sample: of our samples of the epoch, which the contribution begins with.
+            traced: how it came about.
 
         Raises:
             LeftOut: the others hold another state or are ahead of us.
@@ -155,7 +157,7 @@ class Averager:
             raise LocalProtocolError("our contribution holds a number that is NaN or infinite")
         self._rounds.engaged = True
         own_D, weight = self._context.conduct.contribution(join.epoch, own_D, join.weight)
-        brought = Brought(first_sample, round(weight))
+        brought = Brought(first_sample, round(weight), traced=traced)
         try:
             return await self._all_rounds(replace(join, weight=weight), own_D, brought)
         finally:

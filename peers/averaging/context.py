@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 from peers.averaging.trust_rules import TrustRules
 from peers.bandwidth import Bandwidth
 from peers.conduct import HONEST, Conduct
+from peers.inner_shelf import InnerShelf
 from peers.interfaces import Endpoint, Transport
 from peers.memory import KeptMemory
 from protocols.codecs import Codec
@@ -122,6 +123,7 @@ class MemberContext:
         memory: for blocks and results.
         ledger: who is banned; grows while we live.
         conduct: how we behave.
+        inner: inner states that others may ask for.
         random_bytes: gives as many random bytes as asked for; another one where everything is drawn from a seed.
     """
 
@@ -137,6 +139,7 @@ class MemberContext:
     memory: KeptMemory = field(default_factory=KeptMemory)
     ledger: Ledger = field(default_factory=Ledger)
     conduct: Conduct = HONEST
+    inner: InnerShelf = field(default_factory=InnerShelf)
     random_bytes: Callable[[int], bytes] = secrets.token_bytes
 
     async def heavy(self, work: Callable[[], T]) -> T:

@@ -24,6 +24,7 @@ from protocols.messages import Join, Plan, parse, require, require_hashes
 from protocols.proto.swarm.v1 import trust_pb2 as pb
 from protocols.trust.coin import CoinSecret, coin_root
 from protocols.trust.statements import COMMITMENT, MAX_STATEMENT_BYTES, REDUCTION, Commitment, Reduction, hashes_root
+from protocols.trust.traced import UNTRACED, Traced
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Brought:
     """What our contribution to a round is made of, beside the vector.
 
     Args:
-        first_sample, samples: of round 0.
+        first_sample, samples, traced: of round 0.
         previous_plan_digest, certificate: of later rounds: where it comes from, and sealed checks of those who vouch for it.
         coin_seed: 32 random bytes of this try: our shares of the coin follow from them, and our join names these.
     """
@@ -56,6 +57,7 @@ class Brought:
     previous_plan_digest: bytes = b""
     certificate: tuple[bytes, ...] = ()
     coin_seed: bytes = b""
+    traced: Traced = UNTRACED
 
 
 def with_coin(context: MemberContext, join: Join, brought: Brought) -> tuple[Join, Brought]:
@@ -132,6 +134,7 @@ class Evidence:
             self._brought.first_sample,
             self._brought.samples,
             self._brought.previous_plan_digest,
+            self._brought.traced,
         )
         sealed = self._context.notary.seal(COMMITMENT, commitment.encode())
         self.committed[self.me] = Committed(sealed, commitment, contents)

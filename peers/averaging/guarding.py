@@ -16,7 +16,7 @@ from peers.averaging.result import RoundResult
 from peers.averaging.rounds import Rounds
 from peers.averaging.serving import Guards
 from peers.averaging.verified import Case, VerifiedRounds
-from peers.training_peer import ReplayRequest
+from peers.training_peer import Replayed, ReplayRequest
 from protocols.content import input_hash
 from protocols.errors import RemoteError, RemoteProtocolError, RoundError
 from protocols.grid import Placement
@@ -33,7 +33,7 @@ _REMEMBERED_EPOCHS = 2**12
 """Of which we still know whether the swarm was in several groups: what was too weak for a ban then must not be enough later."""
 
 
-async def cannot_replay(_replay: ReplayRequest) -> torch.Tensor | None:
+async def cannot_replay(_replay: ReplayRequest) -> Replayed | None:
     """For members that have no data or no model."""
     return None
 

@@ -22,17 +22,20 @@ from peers.averaging.verifying import Verified, Verifying, VerifyingHooks
 from protocols.butterfly import accepted_weight, contributors_in, reducers_of
 from protocols.content import input_hash
 from protocols.errors import RoundError
-from protocols.ids import BlockIndex, Epoch
+from protocols.ids import BlockIndex, Epoch, PeerId
 from protocols.messages import Commit, Plan
 from protocols.trust.audits import AUDIT_WITHIN_S, AUDITABLE_EPOCHS
 from protocols.trust.checks import BlockFacts, block_norm, codec_error, doubts, figures_of
 from protocols.trust.offences import Offence
-from protocols.trust.statements import Check
+from protocols.trust.statements import COMMITMENT, Check, Commitment, breaks_chain
 from protocols.trust.verification import Looked, blocks_to_look_at
 
 log = logging.getLogger(__name__)
 
 _REMEMBERED_CASES = 64
+_REMEMBERED_TRACES = 4
+_REMEMBERED_MEMBERS = 4096
+"""Commitments of each member, and members, by which a break in the chain of somebody's inner states is seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,7 @@ class VerifiedRounds:
         self._blame = blame
         self.cases: dict[bytes, Case] = {}
         self._unfinished: dict[bytes, Evidence] = {}
+        self._traces: dict[PeerId, list[tuple[bytes, Commitment]]] = {}
         self._concluded: Expected[bytes, Case] = Expected(_REMEMBERED_CASES)
 
     async def average(self, plan: Plan, own_D: torch.Tensor, brought: Brought, vouched: Vouched) -> tuple[Case, Commit]:
@@ -138,6 +142,7 @@ class VerifiedRounds:
             log.info("epoch %d: round %d could not be verified", plan.epoch, plan.round_index)
             return case, commit
         evidence.coin = case.verified.coin
+        self._trace(evidence.plan, verifying, case.verified)
         return case, await self._look(case, commit)
 
     async def case_of(self, first_plan_digest: bytes) -> Case | None:
@@ -166,6 +171,19 @@ class VerifiedRounds:
         for member in plan.members if most and not plan.round_index else ():
             if member.join.weight > most:
                 self._court.judge(plan.digest, member.peer, Offence.ABSURD_CLAIM)
+
+    def _trace(self, plan: Plan, verifying: Verifying, verified: Verified) -> None:
+        """Whoever begins with another inner state than its last contribution ended with, as we have seen that, is out by its own word."""
+        for member, said in verified.commitments.items():
+            peer, sealed = plan.members[member].peer, verifying.sealed_commitment(member)
+            if plan.round_index or not said.samples or sealed is None or peer == self._context.me:
+                continue
+            for known_sealed, known in self._traces.get(peer, ()):
+                if breaks_chain(known, said):
+                    self._court.convict(peer, Offence.EQUIVOCATION, [(COMMITMENT, known_sealed), (COMMITMENT, sealed)])
+            self._traces[peer] = [*self._traces.get(peer, ()), (sealed, said)][-_REMEMBERED_TRACES:]
+        while len(self._traces) > _REMEMBERED_MEMBERS:
+            del self._traces[next(iter(self._traces))]
 
     def _hooks(self, evidence: Evidence, plan: Plan, result: RoundResult) -> VerifyingHooks:
         digest = evidence.digest

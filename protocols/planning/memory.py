@@ -260,7 +260,7 @@ def kept_bytes(trained: Trained, saving: Saving, inner_batch_samples: int) -> in
 
 
 def choices(
-    trained: Trained, shape: Shape, settings: Settings, micro_batch_samples: int, device_bytes: float | None, *, bf16: bool
+    trained: Trained, shape: Shape, settings: Settings, micro_batch_samples: int, device_bytes: float | None, *, bf16: bool, audited: bool
 ) -> tuple[Choice, ...]:
     """Every way to train, from the least costly in time to the costliest.
 
@@ -270,11 +270,14 @@ def choices(
         micro_batch_samples: of a pass; an inner batch at most.
         device_bytes: memory of the device; None: not known.
         bf16: whether it computes in bf16.
+        audited: whether members compute each other's inner steps again: then nobody's states have 8 bits.
     """
     fragments = settings.fragments if settings.rule == "outer" else 1
     samples = min(micro_batch_samples, settings.inner_batch_samples) if settings.rule == "outer" else micro_batch_samples
     found = []
     for saving in SAVINGS[settings.rule]:
+        if audited and saving.states == "8bit":
+            continue
         kept = activations(shape, trained.parameters, bf16=bf16, recompute=saving.recompute)
         device = device_memory(trained, kept, settings, saving, samples)
         host = host_memory(trained, settings, saving, -(-trained.parameters // fragments))

@@ -21,6 +21,10 @@ so long, whichever ends first: an audit, and then everybody's look at what it fo
 GROSS = 1.0
 """A block that differs by this share of its norm was computed in no arithmetic: fp32 and bf16 are far closer than that."""
 
+INNER_SLACK = 3.0
+"""An inner state may differ by so many times what a contribution may differ by: it holds the last gradients alone, a contribution the mean
+of all. Measured: `scripts.bench.replays`."""
+
 _AUDITOR_DOMAIN = b"swarm.v1.auditors"
 _TARGET_DOMAIN = b"swarm.v1.audited"
 _SPREAD = 0.1

@@ -25,7 +25,18 @@ from protocols.messages import Join, Plan, SealedJoin, parse, plan_from_message,
 from protocols.proto.swarm.v1 import control_pb2
 from protocols.proto.swarm.v1 import trust_pb2 as pb
 from protocols.trust.offences import Offence
-from protocols.trust.statements import CHECK, COMMITMENT, JUDGEMENT, REDUCTION, Charge, Check, Commitment, Reduction, read_offence
+from protocols.trust.statements import (
+    CHECK,
+    COMMITMENT,
+    JUDGEMENT,
+    REDUCTION,
+    Charge,
+    Check,
+    Commitment,
+    Reduction,
+    breaks_chain,
+    read_offence,
+)
 
 MAX_JUDGEMENT_BYTES = 16 * 1024
 """A sealed judgement or commitment: a few numbers and hashes, a certificate chain and a signature. Longer ones could make a proof too long
@@ -226,7 +237,8 @@ def contradiction(kind: str, first: bytes, second: bytes, signer: PeerId) -> Epo
     """
     if kind == COMMITMENT:
         one, other = Commitment.decode(first, signer), Commitment.decode(second, signer)
-        return max(one.epoch, other.epoch) if one.first_plan_digest == other.first_plan_digest and one != other else None
+        false = (one.first_plan_digest == other.first_plan_digest and one != other) or breaks_chain(one, other)
+        return max(one.epoch, other.epoch) if false else None
     if kind == CHECK:
         a, b = Check.decode(first, signer), Check.decode(second, signer)
         return max(a.epoch, b.epoch) if (a.first_plan_digest, a.coin) == (b.first_plan_digest, b.coin) and a != b else None

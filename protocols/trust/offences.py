@@ -16,6 +16,10 @@ class Offence(StrEnum):
     """It reported projections or distances that do not belong to its committed part. Everybody in the group computes them again."""
     CONTRIBUTION = "contribution"
     """What it contributed is not what its samples give. Everybody in the group who can replays it."""
+    INNER_STATE = "inner-state"
+    """The inner state that it ended with is not what its samples make of the one it began with. Everybody who can replays it."""
+    WITHHELD_STATE = "withheld-state"
+    """It lives, and showed the inner states that it has committed to to none of more than half of its group."""
     MALFORMED = "malformed"
     """It broke the protocol towards most of its group: bytes that are no block or not those committed to, statements not its own."""
     WITHHELD_COIN = "withheld-coin"
@@ -36,6 +40,8 @@ _SENTENCES = {
     Offence.REDUCTION: "it returned a false mean of its blocks",
     Offence.CHECK: "it reported false figures of its own part",
     Offence.CONTRIBUTION: "its contribution is not what its samples give",
+    Offence.INNER_STATE: "its inner state is not what its samples make of the one it began with",
+    Offence.WITHHELD_STATE: "it kept back the inner state that it had committed to",
     Offence.MALFORMED: "it sent most of its group what breaks the protocol",
     Offence.WITHHELD_COIN: "it kept back its share of the coin",
     Offence.ABSURD_CLAIM: "it signed a claim that no honest member can make",

@@ -17,6 +17,7 @@ from protocols.ids import MAX_EPOCH, PUBLIC_KEY_BYTES, BlockIndex, Epoch, PeerId
 from protocols.messages import HASH_BYTES, MAX_BLOCKS, MAX_CARRIED_WEIGHT, MAX_ROUNDS, MAX_WEIGHT, parse, require, require_hashes
 from protocols.proto.swarm.v1 import trust_pb2 as pb
 from protocols.trust.offences import Offence
+from protocols.trust.traced import UNTRACED, Traced
 
 COIN_TRIES = 8
 """A coin is tried again without whoever keeps back a share; every member commits to so many shares beforehand."""
@@ -51,6 +52,7 @@ class Commitment:
         coin: hashes of its shares, one a try.
         first_sample, samples: which of its samples of the epoch its contribution is the mean gradient over; none in later rounds.
         previous_plan_digest: of the round whose result it brings; empty in round 0.
+        traced: how its contribution came about, beyond its samples; in round 0.
     """
 
     first_plan_digest: bytes
@@ -61,6 +63,7 @@ class Commitment:
     first_sample: int = 0
     samples: int = 0
     previous_plan_digest: bytes = b""
+    traced: Traced = UNTRACED
 
     def encode(self) -> bytes:
         """Wire bytes, to be sealed."""
@@ -73,6 +76,11 @@ class Commitment:
             first_sample=self.first_sample,
             samples=self.samples,
             previous_plan_digest=self.previous_plan_digest,
+            late_samples=self.traced.late_samples,
+            inner_start=self.traced.inner_start,
+            inner_start_epoch=self.traced.inner_start_epoch,
+            inner_end=self.traced.inner_end,
+            cuts=self.traced.cuts,
         ).SerializeToString(deterministic=True)
 
     @classmethod
@@ -88,6 +96,9 @@ class Commitment:
         )
         later = HASH_BYTES if m.round_index else 0
         require(len(m.previous_plan_digest) == later, sender, "a commitment whose origin does not fit its round")
+        traced = Traced(m.late_samples, m.inner_start, Epoch(m.inner_start_epoch), m.inner_end, tuple(m.cuts))
+        require(traced == UNTRACED or not m.round_index, sender, "a commitment of a later round with an inner state")
+        traced.check(Epoch(m.epoch), m.samples, sender)
         return cls(
             m.first_plan_digest,
             Epoch(m.epoch),
@@ -97,7 +108,20 @@ class Commitment:
             m.first_sample,
             m.samples,
             m.previous_plan_digest,
+            traced,
         )
+
+
+def breaks_chain(one: Commitment, other: Commitment) -> bool:
+    """Whether no honest member signs both: it begins with the inner state that its last contribution ended with, or anew.
+
+    A member whose contributions to one epoch ended in different states, as after a round that failed, begins the next one anew.
+    """
+    earlier, later = (one, other) if one.epoch <= other.epoch else (other, one)
+    if earlier.epoch == later.epoch or not later.traced.inner_start or not earlier.samples:
+        return False
+    since = later.traced.inner_start_epoch
+    return earlier.epoch > since or (earlier.epoch == since and earlier.traced.inner_end != later.traced.inner_start)
 
 
 @dataclass(frozen=True, slots=True)

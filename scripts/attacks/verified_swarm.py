@@ -25,7 +25,7 @@ from peers.averaging.averager import Averaged
 from peers.averaging.context import AveragingRules
 from peers.averaging.trust_rules import EPOCHS_WORTH, TrustRules
 from peers.simulation import run_simulated
-from peers.training_peer import ReplayRequest
+from peers.training_peer import Replayed, ReplayRequest
 from protocols.aggregation import aggregator_named
 from protocols.codecs import codec_named
 from protocols.errors import RoundError
@@ -203,7 +203,7 @@ class VerifiedSwarm:
         except RoundError as error:
             return error
 
-    async def _replay(self, replay: ReplayRequest) -> torch.Tensor | None:
+    async def _replay(self, replay: ReplayRequest) -> Replayed | None:
         """Pure, so all members of the process share what one of them has computed."""
         state_D = self._states.get(replay.epoch)
         if state_D is None:
@@ -211,7 +211,7 @@ class VerifiedSwarm:
         key = replace(replay, state_hash=b"")
         if key not in self._replays:
             self._replays[key] = self._workload.gradient(replay.epoch, replay.peer, replay.first_sample, replay.samples, state_D)
-        return self._replays[key]
+        return Replayed(self._replays[key])
 
     def _apply(self, held: list[Averaged], epoch: int) -> None:
         """Everybody goes on with what most of the honest members hold."""

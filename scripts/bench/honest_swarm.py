@@ -17,7 +17,7 @@ from peers.averaging.context import AveragingRules, MemberContext
 from peers.averaging.trust_rules import TrustRules
 from peers.interfaces import Endpoint
 from peers.testing import FixedDirectory, KeyNotary, make_key
-from peers.training_peer import ReplayRequest
+from peers.training_peer import Replayed, ReplayRequest
 from peers.transport.simulated import LinkSpec, SimulatedNetwork, SimulatedTransport
 from protocols.codecs import codec_named
 from protocols.errors import RoundError
@@ -168,7 +168,7 @@ class HonestSwarm:
                 vector_D[: self._elems // 2] = 0.0
             self._vectors[epoch, member.notary.peer] = vector_D, float(round(10 ** dice.uniform(0, 2)))
 
-    async def _replay(self, replay: ReplayRequest) -> torch.Tensor | None:
+    async def _replay(self, replay: ReplayRequest) -> Replayed | None:
         """The same on other hardware."""
         known = self._vectors.get((replay.epoch, replay.peer))
         if known is None:
@@ -176,8 +176,7 @@ class HonestSwarm:
         vector_D, _ = known
         other_D = torch.randn(vector_D.numel(), generator=torch.Generator().manual_seed(self._dice.randrange(2**31)))
         size = 10.0 ** self._dice.uniform(-6, -2.3)
-        replayed_D: torch.Tensor = vector_D + other_D * (size * vector_D.norm() / other_D.norm())
-        return replayed_D
+        return Replayed(vector_D + other_D * (size * vector_D.norm() / other_D.norm()))
 
     # A member
 

@@ -131,6 +131,7 @@ def spec_of(options: argparse.Namespace) -> RunSpec:
             "data": {"sequence_length": options.tokens, "holdout_percent": HOLDOUT_PERCENT},
             "optimizer": {"rule": "outer", "learning_rate": options.lr},
             "outer": {"inner_batch_samples": options.batch},
+            "trust": {"auditors": 0},
             "schedule": {"kind": "constant", "warmup_epochs": 0},
         }
     )

@@ -13,7 +13,7 @@ from peers.bridge import PeerHandle
 from peers.interfaces import Transport
 from peers.node import Node
 from peers.state_snapshot import StateSnapshot
-from peers.training_peer import PeerStopped
+from peers.training_peer import PeerStopped, ReplayRequest
 from protocols.errors import RoundError
 from protocols.ids import Epoch, PeerId
 from swarm.data.assignment import window_offsets
@@ -114,6 +114,15 @@ class Learner:
         loss = accumulate_gradients(self.model, self.dataset.sample(offsets))
         self.computed_samples += size
         return optimizer.step(samples=size, loss=loss.mean, summed=True)
+
+    def replay(self, request: ReplayRequest, done: int) -> int | None:
+        """The next samples of another member's contribution: a `swarm.optim.replay.ReplayBatch`; takes no virtual time."""
+        first = request.first_sample + done
+        size = min(self.pace.micro_batch_samples, request.samples - done)
+        indices = range(first, first + size)
+        offsets = window_offsets(self.pace.run_seed, request.epoch, request.peer.public_key, indices, self.dataset.positions)
+        loss = accumulate_gradients(self.model, self.dataset.sample(offsets), bf16=request.bf16)
+        return loss.samples if loss.is_finite else None
 
     def parameters(self) -> torch.Tensor:
         """A copy of what the swarm holds, as this member has it, flat."""

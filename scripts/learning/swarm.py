@@ -203,7 +203,10 @@ class LearningSwarm:
             clock=asyncio.get_running_loop().time,
         )
         pace = Pace(learning.micro_batch_samples, learning.step_s, learning.seed)
-        return Learner(who.peer, node, handle, transport, model, optimizer, learning.dataset, pace, self._note)
+        learner = Learner(who.peer, node, handle, transport, model, optimizer, learning.dataset, pace, self._note)
+        if learning.trust is not None and learning.trust.auditors:
+            optimizer.replay_with(learner.replay)
+        return learner
 
     def _churn(self, tasks: asyncio.TaskGroup) -> None:
         """Each moment every member may go; half of them do within the half-life."""

@@ -17,7 +17,7 @@ from peers.conduct import HONEST
 from peers.interfaces import Endpoint
 from peers.node import LEDGERS_READ
 from peers.testing import FixedDirectory, KeyNotary, make_key
-from peers.training_peer import ReplayRequest
+from peers.training_peer import Replayed, ReplayRequest
 from peers.transport.simulated import SimulatedNetwork, SimulatedTransport
 from protocols.codecs import codec_named
 from protocols.errors import RoundError
@@ -161,9 +161,9 @@ class SimulatedSwarm:
         self.figures.epochs = epoch + 1
         return bool(self._attackers.conducts) and not self._bans.attackers and not out
 
-    async def _replay(self, replay: ReplayRequest) -> torch.Tensor | None:
+    async def _replay(self, replay: ReplayRequest) -> Replayed | None:
         """What a member should have contributed: everybody can know it."""
-        return torch.from_numpy(self._scenario.contribution(replay.epoch, self._numbers[replay.peer], replay.samples))
+        return Replayed(torch.from_numpy(self._scenario.contribution(replay.epoch, self._numbers[replay.peer], replay.samples)))
 
     # A member
 

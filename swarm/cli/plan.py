@@ -103,7 +103,9 @@ def _report(spec: RunSpec, members: Members, machine: Machine, link: Link, *, as
     from swarm.planning import settings_of, shape_of, trained_of, workload_of
 
     workload, given = workload_of(spec, bf16=machine.bf16), settings_of(spec)
-    memory = choices(trained_of(spec), shape_of(spec), given, machine.micro_batch_samples, machine.memory_bytes, bf16=machine.bf16)
+    audited = spec.trust.verify and spec.trust.auditors > 0
+    micro_batch, device = machine.micro_batch_samples, machine.memory_bytes
+    memory = choices(trained_of(spec), shape_of(spec), given, micro_batch, device, bf16=machine.bf16, audited=audited)
     now = predict(members, machine, link, workload, given)
     other = predict(members, machine, link, workload, replace(given, overlap=not given.overlap))
     better = recommend(members, machine, link, workload, given)

@@ -24,12 +24,12 @@ from peers.training_peer import PeerStopped, RoundOutcome, RoundStatus, Training
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError, RoundError
 from protocols.ids import Epoch
 from protocols.progress import TargetSamples, target_at
-from swarm.optim.gradient_rule import GradientRule
 from swarm.optim.held import snapshot_of
 from swarm.optim.meter import Meter
 from swarm.optim.outcome import StepOutcome, StepStatus
 from swarm.optim.parts import OptimizerParts
-from swarm.optim.replaying import ReplayBatch, Replays
+from swarm.optim.replay import ReplayBatch
+from swarm.optim.replaying import Replays
 from swarm.optim.rules import make_rule
 from swarm.optim.settings import GradientSettings, OuterSettings
 from swarm.optim.state import StateMismatch
@@ -83,13 +83,16 @@ class CollaborativeOptimizer(OptimizerParts):
 
         Without it every replay is answered "impossible". It costs a copy of the trained parameters; `swarm.optim.replaying` says how much.
 
-        Only the gradient rule can be replayed so far, without overlap and error feedback; otherwise nothing changes.
+        By the outer rule, call it before the first sample, and keep micro-batches to `batch_limit`: others will replay this member too.
+
+        With error feedback nothing changes: what few bytes have left out so far is known to nobody else.
 
         Args:
             compute: called in the thread that trains, while the model holds the parameters in question; see `ReplayBatch`.
         """
-        if isinstance(self._rule, GradientRule) and not self._overlap and self._outgoing.feedback is None:
-            self._replays = Replays(self._rule.shared, self._rule.layout(self.epoch), compute, self._clock)
+        if self._outgoing.feedback is None:
+            self._rule.record()
+            self._replays = Replays(self._rule, compute, epochs=2 if self._overlap else 1, clock=self._clock)
 
     def synchronise(self) -> StepOutcome | None:
         """Take over the swarm's state if it is ahead; the first time, announce the state held. `step` and `follow` begin with this.

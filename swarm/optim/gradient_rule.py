@@ -11,13 +11,16 @@ import math
 import numpy as np
 import torch
 
-from peers.training_peer import Contribution
+from peers.training_peer import Contribution, ReplayRequest
 from protocols.errors import ConfigError
 from protocols.ids import Epoch
 from protocols.layout import FlatLayout
 from swarm.optim.accumulator import GradientAccumulator
+from swarm.optim.gradient_replay import GradientReplay
 from swarm.optim.master import MasterParams
+from swarm.optim.replay import ReplayParams
 from swarm.optim.settings import GradientSettings
+from swarm.optim.state import StateMismatch
 
 _NORM_BLOCK_ELEMS = 2**20
 
@@ -48,6 +51,7 @@ class GradientRule:
         self._layout = FlatLayout.of(masters.trained)
         self._accumulator = GradientAccumulator(self._layout)
         self._step_D = torch.zeros(self._layout.size_elems)
+        self._late_samples = 0
 
     @property
     def own(self) -> None:
@@ -85,12 +89,15 @@ class GradientRule:
     def add(self, samples: int, *, summed: bool = False) -> bool:
         """See `SyncRule.add`, and `GradientAccumulator` for what is dropped with a micro-batch that is not finite."""
         accepted = self._accumulator.add(self.shared.gradients(), samples, summed=summed)
+        if not accepted:
+            self._late_samples = 0
         self.shared.clear_gradients()
         return accepted
 
     def drop(self, samples: int) -> None:
         """Leave out what `backward` left on the model, and with it what was accumulated: see `GradientAccumulator`."""
         self._accumulator.drop(samples)
+        self._late_samples = 0
         self.shared.clear_gradients()
 
     def clear_gradients(self) -> None:
@@ -99,14 +106,31 @@ class GradientRule:
 
     def contribution(self, epoch: Epoch, state_hash: bytes) -> Contribution:
         """What to bring to the round that closes `epoch`; a copy."""
-        return Contribution(epoch, self._accumulator.mean(), float(self.samples), state_hash, self._accumulator.first_sample)
+        first_sample = self._accumulator.first_sample
+        return Contribution(epoch, self._accumulator.mean(), float(self.samples), state_hash, first_sample, self._late_samples)
+
+    def record(self) -> None:
+        """See `SyncRule.record`: they always do."""
+
+    @property
+    def recording(self) -> bool:
+        """See `SyncRule.recording`: there is nothing that could be taken up."""
+        return False
+
+    def replay(self, request: ReplayRequest, params: ReplayParams) -> GradientReplay:
+        """See `SyncRule.replay`."""
+        if request.traced.late_samples and params.before is None:
+            raise StateMismatch("the parameters of the epoch before are not known any more")
+        return GradientReplay(request, params, self.shared, self._layout)
 
     def begin_next(self) -> None:
         """See `SyncRule.begin_next`."""
         self._accumulator.reset()
+        self._late_samples = 0
 
     def apply(self, average_D: torch.Tensor, epoch: Epoch) -> bool:
         """See `SyncRule.apply`."""
+        self._late_samples = self._accumulator.samples
         norm = global_norm(average_D)
         if not math.isfinite(norm):
             return False
@@ -128,6 +152,7 @@ class GradientRule:
     def reset(self, _epoch: Epoch) -> None:
         """Forget what was accumulated."""
         self._accumulator.reset()
+        self._late_samples = 0
 
 
 def global_norm(flat_D: torch.Tensor) -> float:

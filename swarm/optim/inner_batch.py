@@ -45,6 +45,16 @@ class InnerBatch:
         """Samples until the batch is full; 0: it is."""
         return max(self._size_samples - self._samples, 0)
 
+    @property
+    def pending(self) -> int:
+        """Samples in the batch."""
+        return self._samples
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Of the optimizer's groups as they were given."""
+        return tuple(self._rates)
+
     def add(self, samples: int, *, summed: bool) -> bool:
         """Take the gradients from the model into the batch.
 

@@ -28,6 +28,10 @@ class _Slot:
         self._grad: torch.Tensor | None = None
         self._arrived = torch.cuda.Event() if self._pinned else None  # type: ignore[no-untyped-call]
 
+    def __deepcopy__(self, memo: dict[int, object]) -> _Slot:
+        """Copies of an optimizer are stepped in turn, and share what they copy through."""
+        return self
+
     def fetch(self, param: torch.nn.Parameter, gradient: torch.Tensor) -> None:
         """Begin to copy from the device. Copies of one stream are made in order: what still leaves this slot has left before."""
         _part(self._param_E, param.shape).copy_(param.detach(), non_blocking=True)
@@ -74,6 +78,10 @@ class OffloadedOptimizer(torch.optim.Optimizer):
             raise ConfigError("an optimizer can be kept in main memory for fp32 parameters only")
         slots = [_Slot(elems, held[0].device) for elems in slot_elems([param.numel() for param in held])]
         self._slots = {param: slots[number % SLOTS] for number, param in enumerate(held)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: torch's own has no more than `state` and groups."""
+        return {**super().__getstate__(), "stepper": self.stepper, "_slots": self._slots}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -15,18 +15,22 @@ elementwise.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from peers.training_peer import Contribution
+from peers.training_peer import Contribution, ReplayRequest
 from protocols.errors import ConfigError
 from protocols.ids import Epoch
 from protocols.layout import FlatLayout
+from protocols.trust.traced import MAX_CUTS
 from swarm.optim.anchor import Anchor
 from swarm.optim.fragments import fragment_at, fragments_of
 from swarm.optim.inner_batch import InnerBatch
+from swarm.optim.inner_record import InnerRecord
 from swarm.optim.outer_optimizers import outer_optimizer
+from swarm.optim.outer_replay import OuterReplay
+from swarm.optim.replay import ReplayParams
 from swarm.optim.rule import OwnParams
 from swarm.optim.settings import OuterSettings
 
@@ -72,6 +76,9 @@ class OuterRule:
         self._carried_samples = 0
         self._dropped_batches = 0
         self._sent: _Sent | None = None
+        self._late_samples = 0
+        self._cuts: list[int] = []
+        self._record: InnerRecord | None = None
 
     @property
     def samples(self) -> int:
@@ -102,7 +109,13 @@ class OuterRule:
         return self._layouts[self.turn(epoch)]
 
     def add(self, samples: int, *, summed: bool = False) -> bool:
-        """See `SyncRule.add`. A full inner batch is stepped at once."""
+        """See `SyncRule.add`. A full inner batch is stepped at once.
+
+        Raises:
+            ConfigError: more samples than `batch_limit`, by a member that can be audited.
+        """
+        if self._record is not None and samples > self._batch.missing:
+            raise ConfigError(f"who can be audited keeps to batch_limit: {samples} samples, where {self._batch.missing} are missing")
         if not self._batch.add(samples, summed=summed):
             self.drop(samples)
             return False
@@ -123,6 +136,10 @@ class OuterRule:
 
     def contribution(self, epoch: Epoch, state_hash: bytes) -> Contribution:
         """How far the fragment's parameters have moved. An inner batch that has begun is stepped, its rate in proportion to its samples."""
+        if self._batch.pending:
+            self._cuts.append(self._samples)
+        if len(self._cuts) > MAX_CUTS and self._record is not None:
+            self._start_anew()
         self._batch.step(self._epoch)
         layout = self.layout(epoch)
         local_F = torch.empty(layout.size_elems)
@@ -135,12 +152,34 @@ class OuterRule:
             moved_F.zero_()
             layout.flatten_into(self.shared.trained, local_F)
         self._sent = _Sent(layout, local_F, self._batch.steps)
-        return Contribution(epoch, moved_F, float(self.samples), state_hash, self._first_sample)
+        inner = self._record.end(epoch) if self._record is not None and self.samples else None
+        if inner is not None:
+            inner = replace(inner, cuts=tuple(cut for cut in self._cuts if cut < self._samples))
+        return Contribution(epoch, moved_F, float(self.samples), state_hash, self._first_sample, self._late_samples, inner)
+
+    def record(self) -> None:
+        """See `SyncRule.record`."""
+        if self._record is None:
+            self._record = InnerRecord(self.own, with_params=self._settings.keeps_own_params)
+            self._record.begin_anew()
+
+    @property
+    def recording(self) -> bool:
+        """See `SyncRule.recording`."""
+        return self._record is not None
+
+    def replay(self, request: ReplayRequest, params: ReplayParams) -> OuterReplay:
+        """See `SyncRule.replay`."""
+        layouts = self.layout(Epoch(max(request.epoch - 1, 0))), self.layout(request.epoch)
+        return OuterReplay(request, params, self.shared, self.own, self._settings, self._batch.rates, layouts)
 
     def begin_next(self) -> None:
         """See `SyncRule.begin_next`."""
-        self._samples = self._first_sample = self._carried_samples = 0
+        self._samples = self._first_sample = self._carried_samples = self._late_samples = 0
+        self._cuts = []
         self._epoch = Epoch(self._epoch + 1)
+        if self._record is not None and not self._record.go_on():
+            self._start_anew()
 
     @torch.no_grad()
     def apply(self, average_D: torch.Tensor, epoch: Epoch) -> bool:
@@ -149,6 +188,7 @@ class OuterRule:
         The model follows whether its contribution counted or not: what was in vain is lost; it would come again when others have done it.
         """
         self._epoch = Epoch(epoch + 1)
+        self._late_samples = self._samples
         sent, self._sent = self._sent, None
         if not math.isfinite(float(average_D.sum())) and not bool(torch.isfinite(average_D).all()):
             self._start_anew()  # what made it so may be ours
@@ -201,8 +241,11 @@ class OuterRule:
     def _start_anew(self) -> None:
         """Back to the anchor; samples that were computed are not drawn again."""
         self._first_sample += self._samples
-        self._samples = self._carried_samples = 0
+        self._samples = self._carried_samples = self._late_samples = 0
+        self._cuts = []
         self._batch.forget()
+        if self._record is not None:
+            self._record.begin_anew()
         self.shared.write_back()
         if self._sent is not None:  # what is on its way is no longer in the model
             self._sent.layout.flatten_into(self.shared.trained, self._sent.local_F)

@@ -11,7 +11,7 @@ The gradient rule has nothing but feedback of its own. Nobody else needs any of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
 import torch
@@ -37,11 +37,9 @@ def own_snapshot(rule: SyncRule, feedback: ErrorFeedback | None, epoch: Epoch, s
     numbers: dict[str, dict[str, int | float]] = {}
     own = rule.own
     if own is not None:
+        named += own_tensors(own)
         for name, param in own.params.items():
-            named.append((f"param/{name}", param.detach().cpu()))
-            kept = own.optimizer.state.get(param, {})
-            named += [(f"optim/{name}/{key}", value.cpu()) for key, value in sorted(kept.items()) if isinstance(value, torch.Tensor)]
-            plain = {key: value for key, value in kept.items() if _is_number(value)}
+            plain = {key: value for key, value in own.optimizer.state.get(param, {}).items() if _is_number(value)}
             if plain:
                 numbers[name] = plain
     if feedback is not None:
@@ -52,6 +50,79 @@ def own_snapshot(rule: SyncRule, feedback: ErrorFeedback | None, epoch: Epoch, s
     meta |= {"samples": rule.samples, "next_sample": rule.next_sample, "optimizer": kind_of(own.optimizer) if own else ""}
     meta |= {"numbers": numbers} if numbers else {}
     return StateSnapshot.of(named, epoch=epoch, accepted_samples=0, meta=meta)
+
+
+def own_tensors(own: OwnParams, *, with_params: bool = True) -> list[tuple[str, torch.Tensor]]:
+    """The model and the inner optimizer as named tensors on the CPU, not always copies; or the optimizer alone."""
+    named: list[tuple[str, torch.Tensor]] = []
+    for name, param in own.params.items():
+        if with_params:
+            named.append((f"param/{name}", param.detach().cpu()))
+        kept = own.optimizer.state.get(param, {})
+        named += [(f"optim/{name}/{key}", value.cpu()) for key, value in sorted(kept.items()) if isinstance(value, torch.Tensor)]
+    return named
+
+
+def inner_snapshot(named: Sequence[tuple[str, torch.Tensor]], epoch: Epoch) -> StateSnapshot:
+    """What auditors ask for: those tensors after a contribution to an epoch."""
+    return StateSnapshot.of(named, epoch=epoch, accepted_samples=0, meta={"format": FORMAT})
+
+
+def put_states(own: OwnParams, tensors: Mapping[str, torch.Tensor], numbers: object = None) -> None:
+    """Put what `own_tensors` gave of the optimizer into it.
+
+    Args:
+        own: whose.
+        tensors: of the optimizer.
+        numbers: what it keeps beside tensors, by parameter and key; None: nothing.
+
+    Raises:
+        StateMismatch: it is of another model, or holds a value that is not finite; nothing has changed.
+    """
+    states: dict[str, dict[str, object]] = {name: {} for name in own.params}
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.removeprefix("optim/").rpartition("/")
+        if name not in own.params or not bool(torch.isfinite(tensor).all()):
+            raise StateMismatch(f"an inner state that does not fit: {full_name[:120]!r}")
+        states[name][key] = tensor
+    for name, plain in numbers.items() if isinstance(numbers, Mapping) else ():
+        if name not in own.params or not isinstance(plain, Mapping) or not all(map(_is_number, plain.values())):
+            raise StateMismatch(f"an inner state that does not fit: numbers of {name[:120]!r}")
+        states[name] |= plain
+    at_home = {name: _at_home(own, name, kept) for name, kept in states.items() if kept}
+    for name, kept in at_home.items():
+        own.optimizer.state[own.params[name]] = kept
+
+
+def _at_home(own: OwnParams, name: str, kept: Mapping[str, object]) -> dict[str, object]:
+    """The state of a parameter where its optimizer has it; checked against what that optimizer would begin with."""
+    param = own.params[name]
+    begun, home = new_state(own.optimizer, param), home_of(own.optimizer, param)
+    for key, value in kept.items():
+        if begun is None:
+            fits = not isinstance(value, torch.Tensor) or value.dim() == 0 or value.shape == param.shape
+        else:
+            fits = _look(value) == _look(begun.get(key))
+        if not fits:
+            raise StateMismatch(f"an inner state that does not fit: {f'optim/{name}/{key}'[:120]!r}")
+    if begun is not None and begun.keys() != kept.keys():
+        raise StateMismatch(f"an inner state that does not fit: keys of {name[:120]!r}")
+    # step counts stay on the CPU, where torch's optimizers have them
+    return {key: _moved(value, home) for key, value in kept.items()}
+
+
+def _moved(value: object, home: torch.device) -> object:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(home, copy=True) if value.dim() else value.clone()
+
+
+def _look(value: object) -> tuple[object, ...]:
+    return (value.shape, value.dtype) if isinstance(value, torch.Tensor) else (type(value),)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def restore_own(rule: SyncRule, feedback: ErrorFeedback | None, state_hash: bytes, snapshot: StateSnapshot) -> None:
@@ -86,58 +157,16 @@ def restore_own(rule: SyncRule, feedback: ErrorFeedback | None, state_hash: byte
 
 
 def _restore_params(own: OwnParams, tensors: Mapping[str, torch.Tensor], numbers: object, *, same_state: bool) -> None:
-    states: dict[str, dict[str, object]] = {name: {} for name in own.params}
     for full_name, tensor in tensors.items():
-        kind, _, rest = full_name.partition("/")
-        if kind == "feedback":
-            continue
-        name, _, key = rest.rpartition("/") if kind == "optim" else (rest, "", "")
-        if name not in own.params or (kind == "param" and tensor.shape != own.params[name].shape):
+        kind, _, name = full_name.partition("/")
+        fits = name in own.params and tensor.shape == own.params[name].shape and tensor.is_floating_point()
+        if kind not in ("feedback", "optim") and not (kind == "param" and fits):
             raise StateMismatch(f"what this member kept for itself does not fit: {full_name[:120]!r}")
-        if kind == "optim":
-            states[name][key] = tensor
-    for name, plain in numbers.items() if isinstance(numbers, Mapping) else ():
-        if name not in own.params or not isinstance(plain, Mapping) or not all(map(_is_number, plain.values())):
-            raise StateMismatch(f"what this member kept for itself does not fit: numbers of {name[:120]!r}")
-        states[name] |= plain
-    at_home = {name: _at_home(own, name, kept) for name, kept in states.items() if kept}
+    put_states(own, {name: tensor for name, tensor in tensors.items() if name.startswith("optim/")}, numbers)
     with torch.no_grad():
         for name, param in own.params.items():
             if same_state and f"param/{name}" in tensors:
                 param.copy_(tensors[f"param/{name}"])
-            if name in at_home:
-                own.optimizer.state[param] = at_home[name]
-
-
-def _at_home(own: OwnParams, name: str, kept: Mapping[str, object]) -> dict[str, object]:
-    """The state of a parameter where its optimizer has it; checked against what that optimizer would begin with."""
-    param = own.params[name]
-    begun, home = new_state(own.optimizer, param), home_of(own.optimizer, param)
-    for key, value in kept.items():
-        if begun is None:
-            fits = not isinstance(value, torch.Tensor) or value.dim() == 0 or value.shape == param.shape
-        else:
-            fits = _look(value) == _look(begun.get(key))
-        if not fits:
-            raise StateMismatch(f"what this member kept for itself does not fit: {f'optim/{name}/{key}'[:120]!r}")
-    if begun is not None and begun.keys() != kept.keys():
-        raise StateMismatch(f"what this member kept for itself does not fit: the optimizer's state of {name[:120]!r}")
-    # step counts stay on the CPU, where torch's optimizers have them
-    return {key: _moved(value, home) for key, value in kept.items()}
-
-
-def _moved(value: object, home: torch.device) -> object:
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.to(home, copy=True) if value.dim() else value.clone()
-
-
-def _look(value: object) -> tuple[object, ...]:
-    return (value.shape, value.dtype) if isinstance(value, torch.Tensor) else (type(value),)
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _feedback_of(tensors: Mapping[str, torch.Tensor], rule: SyncRule) -> dict[int, torch.Tensor]:

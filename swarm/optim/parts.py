@@ -94,13 +94,19 @@ class OptimizerParts:
         return self._held.snapshot()
 
     def own_snapshot(self) -> StateSnapshot | None:
-        """A copy of what this member alone has (`swarm.optim.own_state`); None if there is nothing."""
+        """A copy of what this member alone has (`swarm.optim.own_state`); None if there is nothing that can be taken up again."""
+        if self._rule.recording:
+            return None
         return own_snapshot(self._rule, self._outgoing.feedback, self.epoch, self.state_hash)
 
     def load_own(self, snapshot: StateSnapshot) -> None:
         """Take over what `own_snapshot` gave, after the shared state that it was kept with, or a later one.
 
+        By the outer rule a member that can be audited begins anew instead: nobody could vouch for what it has kept.
+
         Raises:
             StateMismatch: it is of another model, optimizer or rule.
         """
+        if self._rule.recording:
+            return
         restore_own(self._rule, self._outgoing.feedback, self.state_hash, snapshot)

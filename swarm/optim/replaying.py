@@ -1,11 +1,12 @@
 """Computing again what another member contributed (an *audit*), between this member's own micro-batches.
 
-A contribution is the mean gradient over samples that anybody can draw, at parameters that every member held. Contributions are judged once
-their epoch has closed, so the parameters of the last epochs are kept here; how samples are drawn and computed is the hook's matter.
+A contribution comes from samples that anybody can draw, computed at parameters that every member held. Contributions are judged once
+their epoch has closed, so the parameters of the last epochs are kept here; how a contribution is computed is the sync rule's matter
+(`swarm.optim.replay`), and how samples are drawn is the hook's.
 
-Memory, in fp32 on the CPU, for D trained elements: 4 D bytes always, up to `AUDITABLE_EPOCHS` times that where epochs are shorter than
-`AUDIT_WITHIN_S`; 8 D more while a replay is under way, and 4 D for what each comes to, as long as its epoch can be looked into;
-4 D more if it began before all that is kept now.
+Memory, in fp32 on the CPU, for D trained elements: 4 D bytes always, twice that with overlap, up to `AUDITABLE_EPOCHS` times that where
+epochs are shorter than `AUDIT_WITHIN_S`; 8 D more while a replay is under way, and 4 D for what each comes to, as long as its epoch can be
+looked into; 4 D more if it began before all that is kept now. By the outer rule with Adam a replay takes 16 D and comes to 12 D.
 """
 
 from __future__ import annotations
@@ -14,28 +15,21 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from peers.training_peer import ReplayRequest, TrainingPeer
 from protocols.ids import Epoch
-from protocols.layout import FlatLayout
 from protocols.trust.audits import AUDIT_WITHIN_S, AUDITABLE_EPOCHS
-from swarm.optim.accumulator import GradientAccumulator
-from swarm.optim.master import MasterParams
+from swarm.optim.replay import Replay, ReplayBatch, ReplayParams
+from swarm.optim.rule import SyncRule
+from swarm.optim.state import StateMismatch
 
 log = logging.getLogger(__name__)
 
 BATCHES_A_TURN = 4
 """Micro-batches of a replay for each of our own: whoever asks for long replays cannot keep us from contributing."""
-
-ReplayBatch = Callable[[ReplayRequest, int], int | None]
-"""Compute some of a request's samples on the model as it is now.
-
-Receives the request and how many of its samples are done. Adds the *sum* of the next samples' gradients to every `.grad` and returns how
-many they were, at least 1; None if they cannot be computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,33 +42,27 @@ class _Kept:
 
 @dataclass(slots=True)
 class _Running:
-    """A replay that has begun; `params` is None as long as the model itself holds them."""
+    """A replay that has begun. `live`: the parameters that it goes by are those that are held now."""
 
-    request: ReplayRequest
-    params: Mapping[str, torch.Tensor] | None
-    sum: GradientAccumulator
-
-    @property
-    def finished(self) -> bool:
-        return self.sum.samples >= self.request.samples
+    replay: Replay
+    params: ReplayParams
+    live: bool
 
 
 class Replays:
     """Serves the replays that a peer wants, a few micro-batches at a time.
 
     Args:
-        masters: parameters of the model.
-        layout: of the vectors that are contributed.
+        rule: computes them.
         compute: see `ReplayBatch`.
+        epochs: of which parameters are kept however long epochs are; 2 where contributions take those of the epoch before as well.
         clock: monotonic seconds.
     """
 
-    def __init__(
-        self, masters: MasterParams, layout: FlatLayout, compute: ReplayBatch, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._masters = masters
-        self._layout = layout
+    def __init__(self, rule: SyncRule, compute: ReplayBatch, *, epochs: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rule = rule
         self._compute = compute
+        self._epochs = epochs
         self._clock = clock
         self._kept: deque[_Kept] = deque()
         self._running: _Running | None = None
@@ -82,14 +70,18 @@ class Replays:
     def keep(self, epoch: Epoch, state_hash: bytes) -> None:
         """Remember the trained parameters as they are; call it before the step that closes `epoch`. What nobody asks about is forgotten."""
         running, now_s, spare = self._running, self._clock(), None
-        while self._kept and (len(self._kept) >= AUDITABLE_EPOCHS or now_s - self._kept[0].since_s > AUDIT_WITHIN_S):
+        while len(self._kept) >= self._epochs and (len(self._kept) >= AUDITABLE_EPOCHS or self._is_old(self._kept[0], now_s)):
             spare = self._kept.popleft().params
-        if running is not None and running.params is spare:
+        if running is not None and (spare is running.params.held or spare is running.params.before):
             spare = None  # still needed by a replay that has lasted longer than it is kept
-        kept = _Kept(epoch, state_hash, self._masters.copy_trained(spare), now_s)
+        kept = _Kept(epoch, state_hash, _copied(self._rule.shared.trained, spare), now_s)
         self._kept.append(kept)
-        if running is not None and running.params is None:
-            running.params = kept.params
+        if running is not None and running.live:
+            running.params.held, running.live = kept.params, False
+
+    @staticmethod
+    def _is_old(kept: _Kept, now_s: float) -> bool:
+        return now_s - kept.since_s > AUDIT_WITHIN_S
 
     def forget(self) -> None:
         """Forget everything; call it when another state is taken over."""
@@ -111,23 +103,24 @@ class Replays:
         running = self._next(peer, epoch, state_hash)
         if running is None or _called_away(peer):
             return False
-        request = running.request
-        ours = nullcontext() if running.params is None else self._masters.replaced_by(running.params)
-        possible = True
-        with ours:
-            for _ in range(BATCHES_A_TURN):
-                possible = self._advance(running)
-                if not possible or running.finished or _called_away(peer) or peer.replay_wanted() != request:
-                    break
-        if not possible or running.finished:
+        replay, left, possible = running.replay, BATCHES_A_TURN, True
+        while left and possible and not replay.finished:
+            with replay.computing():
+                while left and possible and not replay.finished:
+                    possible, left = replay.advance(self._compute), left - 1
+                    if _called_away(peer) or peer.replay_wanted() != replay.request:
+                        left = 0
+                    if replay.moves:
+                        break
+        if not possible or replay.finished:
             self._running = None
-            peer.publish_replay(request, running.sum.mean() if possible else None)
+            peer.publish_replay(replay.request, replay.result() if possible else None)
         return True
 
     def _next(self, peer: TrainingPeer, epoch: Epoch, state_hash: bytes) -> _Running | None:
         """The replay to go on with; those that are impossible are answered."""
         while (request := peer.replay_wanted()) is not None:
-            if self._running is not None and self._running.request == request:
+            if self._running is not None and self._running.replay.request == request:
                 return self._running
             self._running = self._begin(request, epoch, state_hash)
             if self._running is not None:
@@ -139,20 +132,33 @@ class Replays:
 
     def _begin(self, request: ReplayRequest, epoch: Epoch, state_hash: bytes) -> _Running | None:
         wanted = (request.epoch, request.state_hash)
-        if request.samples < 1 or request.first_sample < 0:
+        if request.samples < 1 or request.first_sample < 0 or request.traced.late_samples > request.samples:
             return None
-        if wanted == (epoch, state_hash):
-            return _Running(request, None, GradientAccumulator(self._layout))
-        kept = next((kept for kept in self._kept if wanted == (kept.epoch, kept.state_hash)), None)
-        return _Running(request, kept.params, GradientAccumulator(self._layout)) if kept else None
-
-    def _advance(self, running: _Running) -> bool:
-        """One micro-batch. False if it cannot be computed or is not finite, as on other hardware it may have been: nobody is accused."""
+        live = wanted == (epoch, state_hash)
+        held = (
+            self._rule.shared.trained
+            if live
+            else next((kept.params for kept in self._kept if wanted == (kept.epoch, kept.state_hash)), None)
+        )
+        if held is None:
+            return None
+        before = next((kept.params for kept in self._kept if kept.epoch == request.epoch - 1), None)
+        params = ReplayParams(held, before)
         try:
-            samples = self._compute(running.request, running.sum.samples)
-            return samples is not None and running.sum.add(self._masters.gradients(), samples, summed=True)
-        finally:
-            self._masters.clear_gradients()
+            return _Running(self._rule.replay(request, params), params, live)
+        except StateMismatch as mismatch:
+            log.info("replay impossible: %s", mismatch)
+            return None
+
+
+@torch.no_grad()
+def _copied(params: Mapping[str, torch.Tensor], into: Mapping[str, torch.Tensor] | None) -> Mapping[str, torch.Tensor]:
+    """A copy, in an earlier copy if there is one to be overwritten."""
+    if into is None:
+        return {name: param.detach().clone() for name, param in params.items()}
+    for name, param in params.items():
+        into[name].copy_(param)
+    return into
 
 
 def _called_away(peer: TrainingPeer) -> bool:

@@ -16,9 +16,10 @@ from typing import Protocol
 
 import torch
 
-from peers.training_peer import Contribution
+from peers.training_peer import Contribution, ReplayRequest
 from protocols.ids import Epoch
 from protocols.layout import FlatLayout
+from swarm.optim.replay import Replay, ReplayParams
 
 LearningRate = Callable[[int], float]
 """Learning rate of an epoch's steps, by the number of that epoch, from 0."""
@@ -107,6 +108,20 @@ class SyncRule(Protocol):
 
     def clear_gradients(self) -> None:
         """Drop what `backward` left on the model."""
+
+    def record(self) -> None:
+        """From now on contributions say all that an auditor needs to compute them again; called before the first sample."""
+
+    @property
+    def recording(self) -> bool:
+        """Whether they do, and what is this member's own cannot be taken up again after a restart: nobody could vouch for it."""
+
+    def replay(self, request: ReplayRequest, params: ReplayParams) -> Replay:
+        """Begin to compute somebody else's contribution.
+
+        Raises:
+            StateMismatch: what it began with is not known here, or does not fit this model.
+        """
 
     def contribution(self, epoch: Epoch, state_hash: bytes) -> Contribution:
         """What to bring to the round that closes `epoch`; a copy."""

@@ -92,6 +92,11 @@ class OuterSettings(GradientSettings):
     fragments: int = 1
     mixing: float = 0.0
 
+    @property
+    def keeps_own_params(self) -> bool:
+        """Whether a member's model is somewhere else than the anchor when an epoch begins."""
+        return self.overlap or self.fragments > 1 or self.mixing > 0
+
     def __post_init__(self) -> None:
         super(OuterSettings, self).__post_init__()  # slots make a new class, which `super()` alone does not know
         if self.optimizer not in OUTER_NAMES:

@@ -24,6 +24,8 @@ learning_rate = 0.004
 target_batch_samples = 64
 [outer]
 inner_batch_samples = 8
+[trust]
+auditors = 0
 """
 SMALL = {
     "alice": ("--optimizer-states", "8bit", "--recompute-activations"),

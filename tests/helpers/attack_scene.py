@@ -17,7 +17,7 @@ from peers.averaging.averager import Averaged
 from peers.averaging.trust_rules import TrustRules
 from peers.conduct import Conduct
 from peers.testing import make_key
-from peers.training_peer import ReplayRequest
+from peers.training_peer import Replayed, ReplayRequest
 from peers.transport.simulated import LinkSpec
 from protocols.aggregation import aggregator_named
 from protocols.errors import RoundError
@@ -116,8 +116,8 @@ async def play(attack: str, scene: Scene, epochs: int, until: Callable[[Played],
     ring = Ring(members, victims, BLOCK_ELEMS, rng, Epoch(FIRST_ATTACK))
     conducts: dict[int, Conduct] = {number: attacker_named(attack, peer_of(number), ring) for number in scene.attackers}
 
-    async def replayer(wanted: ReplayRequest) -> torch.Tensor | None:
-        return contribution(numbers[wanted.peer], ELEMS)
+    async def replayer(wanted: ReplayRequest) -> Replayed | None:
+        return Replayed(contribution(numbers[wanted.peer], ELEMS))
 
     averaging = rules(settings.pop("codec", "fp32"), BLOCK_ELEMS, trust=trust)
     played = Played(scene, [], [])

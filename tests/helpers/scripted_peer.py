@@ -12,6 +12,7 @@ import torch
 from peers.bridge import Contribution, ReplayRequest, RoundOutcome, RoundStatus, SwarmView
 from peers.local import LocalPeer
 from peers.state_snapshot import StateSnapshot
+from peers.training_peer import Replayed
 from protocols.errors import RoundError
 from protocols.ids import Epoch, PeerId
 from swarm.optim import CollaborativeOptimizer, GradientSettings, StepStatus
@@ -48,6 +49,7 @@ class ScriptedPeer:
     contributions: list[Contribution] = field(default_factory=list)
     replays: deque[ReplayRequest] = field(default_factory=deque)
     replayed: list[tuple[ReplayRequest, torch.Tensor | None]] = field(default_factory=list)
+    ended: list[Replayed | None] = field(default_factory=list)
 
     def report(self, samples: int, samples_per_s: float, loss: float | None, phase: str) -> None:
         self.reports.append((samples, phase))
@@ -106,9 +108,10 @@ class ScriptedPeer:
     def replay_wanted(self) -> ReplayRequest | None:
         return self.replays[0] if self.replays else None
 
-    def publish_replay(self, request: ReplayRequest, vector: torch.Tensor | None) -> None:
+    def publish_replay(self, request: ReplayRequest, replayed: Replayed | None) -> None:
         assert request == self.replays.popleft()
-        self.replayed.append((request, vector))
+        self.replayed.append((request, None if replayed is None else replayed.vector))
+        self.ended.append(replayed)
 
     def stopping(self) -> bool:
         return self.stopped

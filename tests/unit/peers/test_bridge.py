@@ -16,6 +16,7 @@ from peers.bridge import (
     EpochAnnouncement,
     PeerHandle,
     PeerStopped,
+    Replayed,
     ReplayRequest,
     RoundOutcome,
     RoundStatus,
@@ -282,23 +283,23 @@ def request(first_sample: int = 0) -> ReplayRequest:
     return ReplayRequest(Epoch(2), ME, first_sample, 8, b"h" * 32)
 
 
-async def asked_for(handle: PeerHandle, *requests: ReplayRequest) -> list[asyncio.Task[torch.Tensor | None]]:
+async def asked_for(handle: PeerHandle, *requests: ReplayRequest) -> list[asyncio.Task[Replayed | None]]:
     tasks = [asyncio.create_task(handle.replay(one)) for one in requests]
     await asyncio.wait(tasks, timeout=0)  # each has begun
     return tasks
 
 
 def test_replays_are_asked_for_in_order_and_equal_ones_share_an_answer() -> None:
-    handle, vector = PeerHandle(), torch.ones(3)
+    handle, replayed = PeerHandle(), Replayed(torch.ones(3))
 
     async def main() -> None:
         assert handle.replay_wanted() is None
         first, second, again = await asked_for(handle, request(0), request(8), request(0))
         assert handle.replay_wanted() == request(0)
         assert handle.wait_for_call(60.0)
-        await asyncio.to_thread(handle.publish_replay, request(0), vector)
-        assert await first is vector
-        assert await again is vector
+        await asyncio.to_thread(handle.publish_replay, request(0), replayed)
+        assert await first is replayed
+        assert await again is replayed
         assert handle.replay_wanted() == request(8)
         assert not second.done()
         handle.publish_replay(request(8), None)
@@ -310,7 +311,7 @@ def test_replays_are_asked_for_in_order_and_equal_ones_share_an_answer() -> None
 
 
 def test_a_replay_is_wanted_until_the_last_who_asked_has_gone() -> None:
-    handle, vector = PeerHandle(), torch.ones(3)
+    handle, replayed = PeerHandle(), Replayed(torch.ones(3))
 
     async def main() -> None:
         first, again = await asked_for(handle, request(0), request(0))
@@ -321,25 +322,25 @@ def test_a_replay_is_wanted_until_the_last_who_asked_has_gone() -> None:
         again.cancel()
         await asyncio.wait([again])
         assert handle.replay_wanted() is None
-        handle.publish_replay(request(0), vector)  # it came too late, and is nobody's answer to a later question
+        handle.publish_replay(request(0), replayed)  # it came too late, and is nobody's answer to a later question
         (later,) = await asked_for(handle, request(0))
         assert handle.replay_wanted() == request(0)
         assert not later.done()
-        handle.publish_replay(request(0), vector)
-        assert await later is vector
+        handle.publish_replay(request(0), replayed)
+        assert await later is replayed
 
     asyncio.run(main())
 
 
 def test_a_cancelled_asker_does_not_cancel_the_other() -> None:
-    handle, vector = PeerHandle(), torch.ones(3)
+    handle, replayed = PeerHandle(), Replayed(torch.ones(3))
 
     async def main() -> None:
         first, again = await asked_for(handle, request(0), request(0))
         first.cancel()
         await asyncio.wait([first])
-        handle.publish_replay(request(0), vector)
-        assert await again is vector
+        handle.publish_replay(request(0), replayed)
+        assert await again is replayed
 
     asyncio.run(main())
 
@@ -374,7 +375,7 @@ def test_a_stop_from_anywhere_answers_replays_with_none_now_and_later() -> None:
 
 def test_a_peer_on_its_own_is_never_asked_for_a_replay() -> None:
     peer = LocalPeer(ME, 8)
-    peer.publish_replay(request(), torch.ones(3))
+    peer.publish_replay(request(), Replayed(torch.ones(3)))
     assert peer.replay_wanted() is None
 
 

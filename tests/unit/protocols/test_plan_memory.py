@@ -87,7 +87,7 @@ def test_recomputing_keeps_what_goes_into_layers() -> None:
 )
 def test_the_least_costly_that_fits_is_recommended(gib: float, flags: str | None) -> None:
     trained = Trained(parameters=85_000_000)
-    found = choices(trained, SHAPE, OUTER, 8, gib * GIB, bf16=True)
+    found = choices(trained, SHAPE, OUTER, 8, gib * GIB, bf16=True, audited=False)
     best = cheapest_that_fits(found)
     assert (best.saving.flags if best else None) == flags
     if best:
@@ -96,17 +96,25 @@ def test_the_least_costly_that_fits_is_recommended(gib: float, flags: str | None
 
 
 def test_an_unknown_device_gets_figures_and_no_advice() -> None:
-    found = choices(TRAINED, SHAPE, OUTER, 8, None, bf16=True)
+    found = choices(TRAINED, SHAPE, OUTER, 8, None, bf16=True, audited=False)
     assert [choice.saving for choice in found] == list(SAVINGS["outer"])
     assert {choice.most_samples for choice in found} == {None}
     assert cheapest_that_fits(found) is None
-    assert [choice.saving.flags for choice in choices(TRAINED, SHAPE, Settings(), 8, None, bf16=True)] == ["", "--recompute-activations"]
+    assert [choice.saving.flags for choice in choices(TRAINED, SHAPE, Settings(), 8, None, bf16=True, audited=False)] == [
+        "",
+        "--recompute-activations",
+    ]
 
 
 def test_main_memory_takes_what_the_device_does_not() -> None:
-    plain, eight_bit, _, offload, _ = choices(TRAINED, SHAPE, OUTER, 8, None, bf16=True)
+    plain, eight_bit, _, offload, _ = choices(TRAINED, SHAPE, OUTER, 8, None, bf16=True, audited=False)
     assert plain.host.states == eight_bit.host.states == 0
     assert offload.host.states == 12 * N, "two moments and the sums"
     assert plain.host.shared == plain.host.shared_states == 4 * N
-    halves = choices(TRAINED, SHAPE, replace(OUTER, fragments=2), 8, None, bf16=True)[0]
+    halves = choices(TRAINED, SHAPE, replace(OUTER, fragments=2), 8, None, bf16=True, audited=False)[0]
     assert halves.host.rounds == plain.host.rounds / 2
+
+
+def test_where_inner_steps_are_computed_again_states_keep_their_bits() -> None:
+    found = choices(TRAINED, SHAPE, OUTER, 8, None, bf16=True, audited=True)
+    assert [choice.saving.flags for choice in found] == ["", "--offload-optimizer", "--offload-optimizer --recompute-activations"]

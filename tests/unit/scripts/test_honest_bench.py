@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from peers.simulation import run_simulated
+from peers.training_peer import Replayed
 from protocols.aggregation import AGGREGATOR_NAMES
 from protocols.codecs import CODEC_NAMES
 from scripts.bench import honest
@@ -32,8 +33,8 @@ def test_a_few_epochs_find_nobody_guilty(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_replays_that_give_something_else_are_counted() -> None:
     class Elsewhere(HonestSwarm):
-        async def _replay(self, replay: object) -> torch.Tensor | None:
-            return torch.ones(self._elems)
+        async def _replay(self, replay: object) -> Replayed | None:
+            return Replayed(torch.ones(self._elems))
 
     case = Case("fp32", "centered_clip", 6, 16, 1, 3, seed=5)
     found = run_simulated(Elsewhere(case, lambda: None).run(), seed=5, limit_s=1e6)

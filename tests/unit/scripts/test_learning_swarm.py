@@ -41,8 +41,8 @@ class Scene(LearningSwarm):
             for member in list(self.members):
                 self._end(member)
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(LIMIT_S):
+    async def until(self, condition: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
+        async with asyncio.timeout(limit_s):
             while not condition():
                 await time_passes(0.05)
 

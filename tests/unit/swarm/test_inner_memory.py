@@ -20,9 +20,11 @@ from swarm.data.assignment import window_offsets
 from swarm.models.build import build_model
 from swarm.optim import OuterSettings
 from swarm.optim.inner import PLAIN, InnerMemory, home_of, inner_optimizer, kind_of
+from swarm.optim.inner_distance import copy_without_state
 from swarm.optim.offload import OffloadedOptimizer, slot_elems
 from swarm.optim.outer_rule import OuterRule
-from swarm.optim.own_state import own_snapshot, restore_own
+from swarm.optim.own_state import own_snapshot, own_tensors, put_states, restore_own
+from swarm.optim.rule import OwnParams
 from swarm.optim.state import StateMismatch
 from swarm.runtime import make_optimizer
 from swarm.training.evaluation import held_out_loss
@@ -233,13 +235,39 @@ def test_adam_with_weight_decay_has_no_8_bit_version() -> None:
 
 
 def test_by_the_gradient_rule_states_are_the_swarms() -> None:
-    def spec(rule: str) -> RunSpec:
-        return RunSpec.from_settings({"run": {"name": "a"}, "model": {"preset": "tiny"}, "optimizer": {"rule": rule}})
+    def spec(rule: str, auditors: int = 0) -> RunSpec:
+        trust = {"auditors": auditors}
+        return RunSpec.from_settings({"run": {"name": "a"}, "model": {"preset": "tiny"}, "optimizer": {"rule": rule}, "trust": trust})
 
     model = torch.nn.Linear(64, 100)
     with pytest.raises(ConfigError, match="the swarm's, the same bytes on all members"):
         make_optimizer(spec("gradient"), model, EIGHT_BIT)
     assert type(make_optimizer(spec("gradient"), model, OFFLOAD)) is torch.optim.AdamW, "they are in main memory as it is"
+    with pytest.raises(ConfigError, match="compute each other's inner steps again"):
+        make_optimizer(spec("outer", auditors=1), model, EIGHT_BIT)
+    assert isinstance(make_optimizer(spec("outer", auditors=1), model, OFFLOAD), OffloadedOptimizer)
     found = make_optimizer(spec("outer"), model, BOTH)
     assert isinstance(found, OffloadedOptimizer)
     assert kind_of(found) == kind_of(make_optimizer(spec("outer"), model, EIGHT_BIT)) == "EightBitAdamW"
+
+
+def test_an_offloaded_optimizer_can_be_copied_for_a_replay() -> None:
+    """Its copy steps as it does, from a state of its own."""
+    member = Member(OFFLOAD)
+    member.compute(range(4))
+    other = copy_without_state(member.inner)
+    assert isinstance(other, OffloadedOptimizer)
+    assert other.stepper is not member.inner.stepper  # type: ignore[attr-defined]
+    assert not other.state
+    own = OwnParams(member.rule.shared.local_trained, other)
+    put_states(own, dict(own_tensors(member.rule.own, with_params=False)))
+    before = [param.detach().clone() for param in member.model.parameters()]
+    stepped = []
+    for optimizer in (member.inner, other):
+        for param, was in zip(member.model.parameters(), before, strict=True):
+            param.data.copy_(was)
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        stepped.append([param.detach().clone() for param in member.model.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*stepped, strict=True))
+    assert not torch.equal(stepped[0][0], before[0])

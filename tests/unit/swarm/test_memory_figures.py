@@ -30,6 +30,7 @@ def spec_of(model: dict[str, Any], outer: str = "nesterov", **optimizer: Any) ->
             "model": model,
             "data": {"sequence_length": TOKENS},
             "optimizer": {"rule": "outer", **optimizer},
+            "trust": {"auditors": 0},
             "outer": {"inner_batch_samples": 2 * MICRO_BATCH, "optimizer": outer},
         }
     )

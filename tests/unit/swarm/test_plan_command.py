@@ -181,7 +181,7 @@ def test_settings_are_the_run_files() -> None:
 )
 def test_it_says_how_a_run_fits_a_card(tmp_path: Path, gb: str, words: str, flags: str | None) -> None:
     path = tmp_path / "run.toml"
-    sections = '[optimizer]\nrule = "outer"\n[outer]\ninner_batch_samples = 16\n'
+    sections = '[optimizer]\nrule = "outer"\n[outer]\ninner_batch_samples = 16\n[trust]\nauditors = 0\n'
     path.write_text(RUN_FILE.format(preset="560m", tokens=256) + sections)
     flags_of_plan = ("--peers", "12", "--mbit", "50", "--device-tflops", "20", "--device-gb", gb)
     code, text, _ = run(path, *flags_of_plan)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from peers.bridge import Contribution, PeerStopped, ReplayRequest, RoundOutcome
+from peers.bridge import Contribution, PeerStopped, Replayed, ReplayRequest, RoundOutcome
 from peers.local import LocalPeer
 from protocols.ids import Epoch, PeerId
 from swarm.checkpoint.store import CheckpointStore
@@ -62,9 +62,9 @@ class Auditing(LocalPeer):
     def replay_wanted(self) -> ReplayRequest | None:
         return self.asked[0] if self.asked and self.view().epoch >= self.ask_at_epoch else None
 
-    def publish_replay(self, request: ReplayRequest, vector: torch.Tensor | None) -> None:
+    def publish_replay(self, request: ReplayRequest, replayed: Replayed | None) -> None:
         assert request == self.asked.popleft()
-        self.answers.append(vector)
+        self.answers.append(None if replayed is None else replayed.vector)
         if not self.asked:
             self.stop()
 
