@@ -25,6 +25,9 @@ VARIABLES: Mapping[str, str] = {
     "SWARM_CHECKPOINT_EVERY": "checkpoint_every_epochs",
     "SWARM_CHECKPOINTS_KEPT": "checkpoints_kept",
     "SWARM_MICRO_BATCH": "micro_batch_samples",
+    "SWARM_OPTIMIZER_STATES": "optimizer_states",
+    "SWARM_OFFLOAD_OPTIMIZER": "offload_optimizer",
+    "SWARM_RECOMPUTE_ACTIVATIONS": "recompute_activations",
     "SWARM_MAX_EPOCHS": "max_epochs",
     "SWARM_LOG_LEVEL": "log_level",
 }

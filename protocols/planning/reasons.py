@@ -59,7 +59,7 @@ def warnings_about(
     if machine.memory_bytes is not None and found.device_bytes > machine.memory_bytes:
         warnings.append(
             f"The model does not fit: training takes about {found.device_bytes / _GIB:.1f} GiB on the device,"
-            f" which has {machine.memory_bytes / _GIB:.1f} GiB. Choose a smaller model or larger devices."
+            f" which has {machine.memory_bytes / _GIB:.1f} GiB. Members may save memory (see there), or choose a smaller model."
         )
     if chosen.rule == "outer" and found.inner_steps * chosen.fragments > most_steps * 1.1:
         warnings.append(

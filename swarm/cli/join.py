@@ -8,12 +8,29 @@ from typing import Annotated
 import typer
 
 from protocols.errors import ConfigError, InviteError
-from swarm.cli.common import Announce, DeviceName, Listen, RoleName, Settings, StateDir, configure, err, out, start_logging
+from swarm.cli.common import (
+    Announce,
+    DeviceName,
+    Listen,
+    OffloadOptimizer,
+    OptimizerStates,
+    RecomputeActivations,
+    RoleName,
+    Settings,
+    StateDir,
+    configure,
+    err,
+    out,
+    start_logging,
+)
 
 HELP = """Join a run and train along until Ctrl-C.
 
 INVITE is the link somebody gave you, or @FILE to read it from a file. The first Ctrl-C leaves cleanly within five seconds; the same command
 later goes on with the same identity.
+
+A device with little memory trains larger models of runs with the outer rule with --optimizer-states 8bit or --offload-optimizer, and of any
+run with --recompute-activations; swarm-peer plan says what each saves.
 
 Example:
 
@@ -30,6 +47,9 @@ def command(  # noqa: PLR0913  one for each flag
     announce: Announce = None,
     device: DeviceName = None,
     role: RoleName = None,
+    optimizer_states: OptimizerStates = None,
+    offload_optimizer: OffloadOptimizer = None,
+    recompute_activations: RecomputeActivations = None,
     settings: Settings = None,
     attack: Annotated[
         str | None,
@@ -37,7 +57,8 @@ def command(  # noqa: PLR0913  one for each flag
     ] = None,
 ) -> None:
     """See `HELP`."""
-    flags = {"state_dir": state_dir, "listen": listen, "announce": announce, "device": device, "role": role}
+    flags: dict[str, object] = {"state_dir": state_dir, "listen": listen, "announce": announce, "device": device, "role": role}
+    flags |= {"optimizer_states": optimizer_states, "offload_optimizer": offload_optimizer, "recompute_activations": recompute_activations}
     config = configure(flags, settings)
     link = read_link(invite)
     from peers.clock import SystemClock

@@ -39,7 +39,7 @@ def build_model(model: Mapping[str, Any], seed: int) -> nn.Module:
     if not 0 <= seed < 2**63:
         raise ConfigError(f"The seed {seed} is out of range: choose one from 0 to 2**63 - 1.")
     config = _configuration(model)
-    needed_bytes = _count(config) * FP32_BYTES
+    needed_bytes = sum(_sizes(config)) * FP32_BYTES
     available_bytes = available_memory_bytes()
     if needed_bytes > available_bytes:
         raise UserError(
@@ -62,7 +62,16 @@ def count_parameters(model: Mapping[str, Any]) -> int:
     Raises:
         ConfigError: as `build_model`.
     """
-    return _count(_configuration(model))
+    return sum(parameter_sizes(model))
+
+
+def parameter_sizes(model: Mapping[str, Any]) -> list[int]:
+    """Elements of each parameter of a run's model section, tied ones once, without allocating them.
+
+    Raises:
+        ConfigError: as `build_model`.
+    """
+    return _sizes(_configuration(model))
 
 
 def configuration(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,11 +135,11 @@ def _construct(config: PretrainedConfig) -> nn.Module:
     return module
 
 
-def _count(config: PretrainedConfig) -> int:
+def _sizes(config: PretrainedConfig) -> list[int]:
     import torch
 
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return sum(parameter.numel() for parameter in _construct(config).parameters())
+        return [parameter.numel() for parameter in _construct(config).parameters()]
 
 
 def _complaints() -> tuple[type[Exception], ...]:

@@ -28,6 +28,7 @@ from swarm.cli.join import read_link
 from swarm.monitoring.status import STOPPED, write_status
 from tests.unit.swarm.status_builder import a_status
 
+SAVINGS = ("--optimizer-states", "--offload-optimizer", "--recompute-activations")
 FROZEN = {
     "init": {"RUN_FILE", "--preset", "--name", "--state-dir", "--json"},
     "plan": {
@@ -39,14 +40,15 @@ FROZEN = {
         "--device-tflops",
         "--utilisation-of-device",
         "--memory-gib",
+        "--device-gb",
         "--micro-batch",
         "--probe",
         "--device",
         "--json",
     },
-    "coordinate": {"--state-dir", "--train", "--invite-file", "--listen", "--announce", "--device", "--set"},
+    "coordinate": {"--state-dir", "--train", "--invite-file", "--listen", "--announce", "--device", *SAVINGS, "--set"},
     "invite": {"--expires", "--uses", "--state-dir", "--json"},
-    "join": {"INVITE", "--state-dir", "--listen", "--announce", "--device", "--role", "--set", "--attack"},
+    "join": {"INVITE", "--state-dir", "--listen", "--announce", "--device", "--role", *SAVINGS, "--set", "--attack"},
     "status": {"--state-dir", "--json", "--watch"},
     "doctor": {"--state-dir", "--address", "--json"},
     "export": {"FOLDER", "--state-dir", "--epoch", "--json"},

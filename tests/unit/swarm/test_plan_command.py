@@ -23,7 +23,7 @@ preset = "{preset}"
 [data]
 sequence_length = {tokens}
 """
-KEYS = {"members", "machine", "link", "workload", "given", "recommended", "advice", "run_file", "warnings"}
+KEYS = {"members", "machine", "link", "workload", "given", "recommended", "advice", "run_file", "warnings", "memory"}
 FIGURES = {
     "sample_s",
     "step_s",
@@ -167,3 +167,35 @@ def test_settings_are_the_run_files() -> None:
     found = planning.settings_of(spec)
     assert (found.rule, found.target_samples, found.inner_batch_samples, found.fragments) == ("outer", 99, 7, 2)
     assert (found.codec, found.block_elems, found.max_group, found.overlap, found.verify) == ("int4", 4096, 5, True, False)
+
+
+@pytest.mark.parametrize(
+    ("gb", "words", "flags"),
+    [
+        ("24", "It fits, with micro-batches of up to 10: members need no option", ""),
+        ("12", "swarm-peer join LINK --optimizer-states 8bit", "--optimizer-states 8bit"),
+        ("8", "join LINK --offload-optimizer", "--offload-optimizer"),
+        ("6.5", "join LINK --offload-optimizer --recompute-activations", "--offload-optimizer --recompute-activations"),
+        ("2", "It fits in no way", None),
+    ],
+)
+def test_it_says_how_a_run_fits_a_card(tmp_path: Path, gb: str, words: str, flags: str | None) -> None:
+    path = tmp_path / "run.toml"
+    sections = '[optimizer]\nrule = "outer"\n[outer]\ninner_batch_samples = 16\n[trust]\nauditors = 0\n'
+    path.write_text(RUN_FILE.format(preset="560m", tokens=256) + sections)
+    flags_of_plan = ("--peers", "12", "--mbit", "50", "--device-tflops", "20", "--device-gb", gb)
+    code, text, _ = run(path, *flags_of_plan)
+    assert code == 0
+    assert words in text
+    assert f"memory, for a device of {gb} GiB" in text
+    code, text, _ = run(path, *flags_of_plan, "--json")
+    memory = json.loads(text)["memory"]
+    assert memory["recommended_flags"] == flags
+    assert memory["choices"][0]["device_bytes"] == pytest.approx(sum(memory["choices"][0]["device"].values()))
+
+
+def test_for_an_unknown_device_it_prints_one_line_about_memory(run_file: Path) -> None:
+    _, text, _ = run(run_file, "--peers", "12", "--mbit", "20", "--device-tflops", "1")
+    (line,) = [line for line in text.splitlines() if line.startswith("Memory, GiB:")]
+    assert "weights 0.32" in line
+    assert "main memory" in line
