@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.helpers.scripted_peer import Loop, ScriptedPeer, applied
 
 FEEDBACK = FeedbackSettings("topk64", 4096)
 OUTER = OuterSettings(inner_batch_samples=4, feedback=FEEDBACK)
+AHEAD = replace(OUTER, feedback=FeedbackSettings("topk64", 4096, 0.9, 0.5))
 
 
 def loop_of(rule: GradientSettings = OUTER, optimizer: str = "adamw", width: int = 6) -> Loop:
@@ -41,12 +43,13 @@ def own_of(loop: Loop) -> StateSnapshot:
     return own
 
 
-def test_after_a_restart_a_member_goes_on_to_the_bit_where_it_was(tmp_path: Path) -> None:
-    before = trained()
+@pytest.mark.parametrize("rule", [OUTER, AHEAD])
+def test_after_a_restart_a_member_goes_on_to_the_bit_where_it_was(rule: OuterSettings, tmp_path: Path) -> None:
+    before = trained(rule)
     shared, own = CheckpointStore(tmp_path), CheckpointStore(tmp_path).beside("own")
     shared.save(before.opt.snapshot())
     own.save(own_of(before))
-    after = loop_of()
+    after = loop_of(rule)
     for store, load in ((shared, after.opt.load_snapshot), (own, after.opt.load_own)):
         kept = store.newest()
         assert kept is not None
