@@ -4,7 +4,7 @@
 
 Bits are those that real averagers send and receive on a simulated network, everything included, for a vector of two million elements.
 Losses are those of swarms of whole nodes that really learn, on virtual time (`scripts/learning`), after equally many accepted samples: the
-outer rule as DiLoCo has it, in fp32, beside the same with a sparse codec and error feedback, which stands for outer momentum then.
+outer rule as DiLoCo has it, in fp32, beside the same with a sparse codec and step-ahead error feedback, which stands for momentum then.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.bench.bytes", description="Bits per parameter and round, and what they cost.")
     parser.add_argument("--groups", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--codecs", nargs="+", default=["topk64"], choices=CODEC_NAMES)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from --seed on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="end standard output with one JSON object on a line")
