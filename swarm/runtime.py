@@ -177,7 +177,7 @@ def rule_settings(spec: RunSpec) -> GradientSettings:
 
     clip_norm, averaging, outer = spec.optimizer.grad_clip_norm, spec.averaging, spec.outer
     overlap, decay = averaging.overlap, averaging.error_feedback
-    feedback = FeedbackSettings(averaging.codec, averaging.block_elems, decay) if decay else None
+    feedback = FeedbackSettings(averaging.codec, averaging.block_elems, decay, averaging.step_ahead) if decay else None
     if spec.optimizer.rule == "gradient":
         return GradientSettings(learning_rate=rate, grad_clip_norm=clip_norm, overlap=overlap, feedback=feedback)
     return OuterSettings(
