@@ -30,9 +30,9 @@ $(STAMP): pyproject.toml constraints/cpu.txt constraints/libp2p.txt
 		echo "$(PYTHON) is older than Python 3.11: name a newer one: make setup PYTHON=python3.11" >&2; exit 1; }
 	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
 		echo "$(PYTHON) cannot make virtual environments: install its venv package (on Debian and Ubuntu: python3.11-venv)." >&2; exit 1; }
-	@echo "Setting up .venv: about two minutes and 1.6 GB, most of it torch."
+	@echo "Setting up .venv: about two minutes and 1.7 GB, most of it torch."
 	@$(PIP_INSTALL) pip setuptools
-	@$(PIP_INSTALL) $(SOURCE_ONLY) --requirement constraints/libp2p.txt --editable '.[dev]'
+	@$(PIP_INSTALL) $(SOURCE_ONLY) --requirement constraints/libp2p.txt --editable '.[dev,8bit]'
 	@$(PIP_INSTALL) --no-deps libp2p fastecdsa
 	@touch $@
 	@echo "Done: $(VENV)/bin/swarm-peer --help"

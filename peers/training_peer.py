@@ -5,7 +5,6 @@ A `TrainingPeer` is either `peers.bridge.PeerHandle`, with a swarm behind it, or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -101,7 +100,7 @@ class ReplayRequest:
         bf16: under bf16 autocast, as GPUs compute, or in fp32, as CPUs do; None: as this machine computes by itself. Between the two lies
             more than an audit tolerates, so whoever finds a difference asks again in the other.
         traced: what the member says of how it came about.
-        start: the inner state that it began with, where it did not begin anew; comes from that member.
+        start, end: the inner states that it began with, where it did not begin anew, and ended with; both come from that member.
     """
 
     epoch: Epoch
@@ -112,6 +111,7 @@ class ReplayRequest:
     bf16: bool | None = None
     traced: Traced = UNTRACED
     start: StateSnapshot | None = field(default=None, compare=False, repr=False)
+    end: StateSnapshot | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +120,12 @@ class Replayed:
 
     Args:
         vector: flat_D, fp32 on the CPU: the contribution.
-        end: the inner state after all samples; None where members have none.
-        anchor: name -> parameter that all members held in that epoch, where `end` has parameters of the member's own.
+        end_distance: of the inner state after all samples from the request's `end`, relative, comparable with how far contributions may be
+            off; None where there is none.
     """
 
     vector: torch.Tensor
-    end: StateSnapshot | None = None
-    anchor: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    end_distance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from protocols.messages import parse, require
 from protocols.proto.swarm.v1 import admission_pb2 as pb
 from protocols.signing import CLOCK_SKEW_S, Signer, verify_signature
 
-PROTOCOL_VERSION = 2  # raise it with every change of SPEC.md that older members would take for a breach
+PROTOCOL_VERSION = 3  # raise it with every change of SPEC.md that older members would take for a breach
 MAX_REQUEST_BYTES = 16 * 1024
 MAX_LEDGER_BYTES = 64 * 2**20
 MEMBER_LIFETIME_S = 30 * 86400.0

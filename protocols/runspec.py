@@ -189,6 +189,7 @@ class AveragingSection(_Section):
         max_group: most members that average together in one round; a larger swarm averages in several rounds along a grid.
         overlap: members go on computing while a round runs, and apply its result when it is there.
         error_feedback: how much of what the codec leaves out of a contribution comes with the next one; 0: it is lost.
+        step_ahead: by the outer rule, how much of what is kept so a member's own model holds; 0: nothing.
     """
 
     block_elems: Annotated[int, Field(ge=16, le=2**26)] = 2**20
@@ -196,6 +197,7 @@ class AveragingSection(_Section):
     max_group: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = 16
     overlap: bool = False
     error_feedback: Annotated[float, Field(ge=0, le=1)] = 0.0
+    step_ahead: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class AdmissionSection(_Section):
@@ -252,6 +254,8 @@ class RunSpec(_Section):
             raise ValueError("what a sparse codec leaves out hides lies: set verify = false in [trust], or choose another averaging.codec")
         if sparse and not feedback:
             raise ValueError("a sparse codec loses nearly everything without averaging.error_feedback: set it, for example to 0.9")
+        if self.averaging.step_ahead and (not feedback or self.optimizer.rule != "outer" or self.outer.mixing):
+            raise ValueError('averaging.step_ahead needs averaging.error_feedback, optimizer.rule = "outer" and outer.mixing = 0')
         return self
 
     @classmethod

@@ -50,6 +50,9 @@ class PeerConfig(BaseModel):
         checkpoint_every_epochs: epochs between two checkpoints on disk.
         checkpoints_kept: newest checkpoints that stay on disk.
         micro_batch_samples: samples in one forward pass; found by probing the device's memory when None.
+        optimizer_states: of the inner optimizer, in runs with the outer rule; "8bit" takes a quarter of the memory, and bitsandbytes.
+        offload_optimizer: keep the inner optimizer's states in main memory and step on the CPU.
+        recompute_activations: compute each layer again in the backward pass instead of keeping what it needs: less memory, more time.
         max_epochs: stop cleanly once the swarm's epoch reaches this; the run's own end when None.
         probe: on joining, measure how fast this machine computes the run's model and what its link carries.
         log_level: "debug", "info", "warning" or "error".
@@ -71,6 +74,9 @@ class PeerConfig(BaseModel):
     checkpoint_every_epochs: Annotated[int, Field(ge=1)] = 10
     checkpoints_kept: Annotated[int, Field(ge=1)] = 3
     micro_batch_samples: Annotated[int, Field(ge=1)] | None = None
+    optimizer_states: Literal["fp32", "8bit"] = "fp32"
+    offload_optimizer: bool = False
+    recompute_activations: bool = False
     max_epochs: Annotated[int, Field(ge=1)] | None = None
     probe: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"

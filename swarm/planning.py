@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from protocols.planning import Machine, Settings, Workload
+from protocols.planning.memory import Shape, Trained, activations
 from protocols.runspec import RunSpec
-from swarm.models.build import configuration, count_parameters
+from swarm.models.build import configuration, parameter_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -25,33 +26,57 @@ _REPEATS = 3
 _WORDS_S_PER_ELEM = 8e-9
 """Of a round besides the codec: hashing, encrypting, checking and averaging (docs/benchmarks.md)."""
 
-_FP32_BYTES = 4
-_ACTIVATIONS_PER_WIDTH = 34
-_ACTIVATIONS_PER_SCORE = 3
-_LOGITS = 3
-"""fp32 numbers that a pass keeps: per token, layer and unit of width; per pair of tokens and head; per token and word."""
 
-
-def workload_of(spec: RunSpec) -> Workload:
+def workload_of(spec: RunSpec, *, bf16: bool = True) -> Workload:
     """What a run trains: 6 N T floating-point operations a sample for N parameters and T tokens, and 12 L T^2 h for attention.
+
+    Args:
+        spec: of the run.
+        bf16: whether devices compute in bf16, as CUDA does.
 
     Raises:
         ConfigError: the model's section makes no model.
     """
-    model = spec.model.model_dump(exclude_none=True)
-    parameters, config, tokens = count_parameters(model), configuration(model), spec.data.sequence_length
-    layers = _number(config, "num_hidden_layers", "n_layer", "num_layers")
-    width = _number(config, "hidden_size", "n_embd", "d_model")
-    heads = _number(config, "num_attention_heads", "n_head", "num_heads")
-    words = _number(config, "vocab_size")
-    kept = layers * (_ACTIVATIONS_PER_WIDTH * tokens * width + _ACTIVATIONS_PER_SCORE * heads * tokens**2) + _LOGITS * tokens * words
+    shape, trained = shape_of(spec), trained_of(spec)
+    parameters, tokens = trained.parameters, shape.tokens
+    found = activations(shape, parameters, bf16=bf16)
     return Workload(
         parameters=parameters,
-        flops_per_sample=6.0 * parameters * tokens + 12.0 * layers * tokens**2 * width,
+        flops_per_sample=6.0 * parameters * tokens + 12.0 * shape.layers * tokens**2 * shape.width,
         tokens_per_sample=tokens,
-        activation_bytes_per_sample=float(_FP32_BYTES * kept),
-        parts=max(layers, 1),
+        activation_bytes_per_sample=found.bytes_per_sample,
+        activation_bytes=found.fixed_bytes,
+        moments=trained.moments,
+        outer_moments=trained.outer_moments,
+        parts=max(shape.layers, 1),
     )
+
+
+def shape_of(spec: RunSpec) -> Shape:
+    """Layers, width, heads, words and tokens of a run.
+
+    Raises:
+        ConfigError: the model's section makes no model.
+    """
+    config = configuration(spec.model.model_dump(exclude_none=True))
+    return Shape(
+        layers=_number(config, "num_hidden_layers", "n_layer", "num_layers"),
+        width=_number(config, "hidden_size", "n_embd", "d_model"),
+        heads=_number(config, "num_attention_heads", "n_head", "num_heads"),
+        words=_number(config, "vocab_size"),
+        tokens=spec.data.sequence_length,
+    )
+
+
+def trained_of(spec: RunSpec) -> Trained:
+    """What a run's optimizers step.
+
+    Raises:
+        ConfigError: the model's section makes no model.
+    """
+    from swarm.optim.inner import trained_by
+
+    return trained_by(spec, parameter_sizes(spec.model.model_dump(exclude_none=True)))
 
 
 def _number(config: Mapping[str, Any], *names: str) -> int:
@@ -68,6 +93,7 @@ def settings_of(spec: RunSpec) -> Settings:
         fragments=spec.outer.fragments,
         codec=spec.averaging.codec,
         error_feedback=spec.averaging.error_feedback,
+        step_ahead=spec.averaging.step_ahead,
         block_elems=spec.averaging.block_elems,
         max_group=spec.averaging.max_group,
         overlap=spec.averaging.overlap,
@@ -106,6 +132,7 @@ def measured_machine(spec: RunSpec, device: Literal["auto", "cpu", "cuda"], prog
         processing_s_per_elem=processing,
         update_s_per_elem=update_s_per_elem,
         memory_bytes=memory_bytes,
+        bf16=where.type == "cuda",
     )
 
 

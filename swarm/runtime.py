@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peers.training_peer import PeerStopped
+from protocols.errors import ConfigError
 from protocols.ids import Epoch
 from protocols.issuing import Issuer
 from protocols.runspec import RunSpec, SignedRunSpec, learning_rate, target_samples
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from swarm.data.dataset import Dataset
     from swarm.optim.collaborative import CollaborativeOptimizer
+    from swarm.optim.inner import InnerMemory
     from swarm.optim.outcome import StepOutcome
     from swarm.optim.settings import GradientSettings
     from swarm.training.trainer import Trainer
@@ -124,9 +126,11 @@ def _make_trainer(connection: Connection, measured: Measured, *, measure_first: 
 
     from swarm.checkpoint.store import CheckpointStore
     from swarm.models.build import build_model
+    from swarm.models.recompute import recompute_activations
     from swarm.optim.collaborative import CollaborativeOptimizer
+    from swarm.optim.inner import InnerMemory
     from swarm.runfile import open_dataset
-    from swarm.training.probe import choose_device, probe_micro_batch
+    from swarm.training.probe import choose_device
     from swarm.training.trainer import EpochAction, Trainer, TrainerSettings
 
     config, spec = connection.config, connection.spec
@@ -136,14 +140,17 @@ def _make_trainer(connection: Connection, measured: Measured, *, measure_first: 
     device = choose_device("cpu" if helper else config.device)
     dataset = open_dataset(spec, Path.cwd())
     model = build_model(spec.model.model_dump(exclude_none=True), spec.run.seed).to(device)
+    if config.recompute_activations and not helper:
+        recompute_activations(model)
+    memory = InnerMemory() if helper else InnerMemory(config.optimizer_states, config.offload_optimizer)
     optimizer = CollaborativeOptimizer(
         model,
-        make_optimizer(spec, model),
+        make_optimizer(spec, model, memory),
         peer=connection.handle,
         target_batch_samples=partial(target_samples, spec),
         rule=rule_settings(spec),
     )
-    micro_batch = config.micro_batch_samples or (1 if helper else probe_micro_batch(model, spec.data.sequence_length).micro_batch_samples)
+    micro_batch = config.micro_batch_samples or (1 if helper else _probed(model, spec, memory))
     limits = [limit for limit in (config.max_epochs, spec.schedule.total_epochs) if limit]
     settings = TrainerSettings(
         connection.peer,
@@ -174,7 +181,7 @@ def rule_settings(spec: RunSpec) -> GradientSettings:
 
     clip_norm, averaging, outer = spec.optimizer.grad_clip_norm, spec.averaging, spec.outer
     overlap, decay = averaging.overlap, averaging.error_feedback
-    feedback = FeedbackSettings(averaging.codec, averaging.block_elems, decay) if decay else None
+    feedback = FeedbackSettings(averaging.codec, averaging.block_elems, decay, averaging.step_ahead) if decay else None
     if spec.optimizer.rule == "gradient":
         return GradientSettings(learning_rate=rate, grad_clip_norm=clip_norm, overlap=overlap, feedback=feedback)
     return OuterSettings(
@@ -193,16 +200,46 @@ def rule_settings(spec: RunSpec) -> GradientSettings:
     )
 
 
-def make_optimizer(spec: RunSpec, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """The torch optimizer that a spec names, over a model's parameters."""
-    import torch
+def make_optimizer(spec: RunSpec, model: torch.nn.Module, memory: InnerMemory | None = None) -> torch.optim.Optimizer:
+    """The optimizer that a spec names, over a model's parameters.
 
-    section = spec.optimizer
-    parameters = model.parameters()
-    if section.name == "sgd":
-        return torch.optim.SGD(parameters, lr=section.learning_rate, momentum=section.momentum, weight_decay=section.weight_decay)
-    kind = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=section.learning_rate, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay)
+    Args:
+        spec: of the run.
+        model: on the device that computes.
+        memory: how this member keeps its states, by the outer rule; by the gradient rule they are in main memory, alike on all members.
+
+    Raises:
+        ConfigError, UserError: as `swarm.optim.inner.inner_optimizer`; or 8-bit states by the gradient rule.
+    """
+    from swarm.optim.inner import PLAIN, inner_optimizer
+
+    memory = memory or PLAIN
+    if spec.optimizer.rule == "gradient":
+        if memory.states != "fp32":
+            raise ConfigError(
+                "In this run the optimizer's states are the swarm's, the same bytes on all members, and in main memory: leave out"
+                " --optimizer-states 8bit, which is for runs with the outer rule."
+            )
+        memory = PLAIN
+    if memory.states != "fp32" and spec.trust.verify and spec.trust.auditors > 0:
+        raise ConfigError(
+            "In this run members compute each other's inner steps again, which nobody could with states rounded to 8 bits: leave out"
+            " --optimizer-states 8bit, and use --offload-optimizer, which saves more of the device's memory."
+        )
+    return inner_optimizer(spec.optimizer, model.parameters(), memory)
+
+
+def _probed(model: torch.nn.Module, spec: RunSpec, memory: InnerMemory) -> int:
+    """The micro-batch, with room for what the inner optimizer will need on the device."""
+    from protocols.planning.memory import Saving, kept_bytes
+    from swarm.optim.inner import trained_by
+    from swarm.training.probe import probe_micro_batch
+
+    reserved_bytes = 0
+    if spec.optimizer.rule == "outer":
+        trained = trained_by(spec, [parameter.numel() for parameter in model.parameters()])
+        reserved_bytes = kept_bytes(trained, Saving(states=memory.states, offload=memory.offload), spec.outer.inner_batch_samples)
+    return probe_micro_batch(model, spec.data.sequence_length, reserved_bytes).micro_batch_samples
 
 
 def _evaluation(

@@ -217,11 +217,11 @@ class Auditing:
         traced = self._traced(case, member)
         if not traced.inner_end or not self._inner.comparable:
             return None
-        if self._inner.is_malformed(traced):
+        if await self._context.heavy(lambda: self._inner.is_malformed(traced)):
             return True
 
         async def differs(own: Replayed, tolerance: float) -> bool:
-            return await self._context.heavy(lambda: self._inner.differs(traced, own, tolerance))
+            return own.end_distance is not None and own.end_distance > tolerance
 
         return await self._false_in_all(case, member, margin, differs)
 
@@ -263,7 +263,8 @@ class Auditing:
         if said.traced.inner_start and start is None:
             return None
         join = plan.members[member].join
-        replay = ReplayRequest(plan.epoch, peer, said.first_sample, said.samples, join.state_hash, bf16, said.traced, start)
+        end = self._inner.held(said.traced.inner_end)
+        replay = ReplayRequest(plan.epoch, peer, said.first_sample, said.samples, join.state_hash, bf16, said.traced, start, end)
         known = self._replayed.get(replay)
         if known is None:
             known = self._replayed[replay] = asyncio.get_running_loop().create_future()

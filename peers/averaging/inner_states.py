@@ -1,4 +1,4 @@
-"""Others' inner states: fetched from whoever committed to them, checked, compared with what replaying ends with."""
+"""Others' inner states: fetched from whoever committed to them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+import torch
+
 from peers.averaging.context import MemberContext
 from peers.state_server import UNKNOWN_STATE
 from peers.state_snapshot import StateSnapshot
 from peers.state_transfer import FetchPolicy, fetch_state
-from peers.training_peer import Replayed
-from protocols.errors import LocalProtocolError, RemoteError, RemoteRefusal, RoundError
+from protocols.errors import RemoteError, RemoteRefusal, RoundError
 from protocols.ids import PeerId
 from protocols.manifest import Manifest
-from protocols.trust.audits import inner_states_differ
 from protocols.trust.traced import Traced
 
 log = logging.getLogger(__name__)
@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 _TRIES = 3
 _SLOWEST_BYTES_PER_S = 64 * 1024
 """Whoever gives its state more slowly than this gives it to nobody."""
-
-_PARAM = "param/"
 
 
 class InnerStates:
@@ -91,24 +89,14 @@ class InnerStates:
         return None
 
     def is_malformed(self, traced: Traced) -> bool:
-        """Whether a state that is here is not one of this run's model and optimizer: no honest member commits to it."""
+        """Whether a state that is here is not one of this run's model and optimizer: no honest member commits to it. Runs in the pool."""
         newest = self._context.inner.newest
-        held = [self.held(root) for root in (traced.inner_start, traced.inner_end)]
-        return newest is not None and any(_layout(state.manifest) != _layout(newest.manifest) for state in held if state)
+        held = filter(None, map(self.held, (traced.inner_start, traced.inner_end)))
+        return newest is not None and any(_layout(state.manifest) != _layout(newest.manifest) or not _finite(state) for state in held)
 
-    def differs(self, traced: Traced, replayed: Replayed, tolerance: float) -> bool:
-        """Whether the state that a member committed to is not the one that replaying ended with. Runs in the pool."""
-        theirs = self.held(traced.inner_end)
-        if replayed.end is None or theirs is None:
-            raise LocalProtocolError("inner states are compared that are not here")
 
-        def moved(state: StateSnapshot) -> dict[str, object]:
-            return {
-                name: tensor - replayed.anchor[name.removeprefix(_PARAM)] if name.startswith(_PARAM) else tensor
-                for name, tensor in state.tensors()
-            }
-
-        return inner_states_differ(moved(theirs), moved(replayed.end), tolerance)  # type: ignore[arg-type]
+def _finite(state: StateSnapshot) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for _, tensor in state.tensors())
 
 
 def _layout(manifest: Manifest) -> list[tuple[str, str, tuple[int, ...]]]:

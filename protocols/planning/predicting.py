@@ -8,6 +8,7 @@ with overlap      epoch = max(computing, rounds + closing) + update; samples com
 from __future__ import annotations
 
 from protocols.layout import Blocks
+from protocols.planning.memory import Activations, Saving, Trained, device_memory, host_memory
 from protocols.planning.traffic import GroupTraffic, Line, audit_bytes, group_traffic, lines_of
 from protocols.planning.values import Link, Machine, Members, Prediction, Settings, Workload
 
@@ -17,14 +18,6 @@ CLOSING_S = 1.0
 _ROUND_TRIPS = 3
 """Joining, exchanging, settling."""
 _VERIFIED_ROUND_TRIPS = 5
-
-_FP32_BYTES = 4
-_DEVICE_COPIES = {"gradient": 2, "outer": 5}
-"""fp32 numbers per parameter: parameter and gradient; for the outer rule also two moments and the inner batch's sum."""
-_HOST_COPIES = {"gradient": 7, "outer": 4}
-"""Shared parameters, optimizer (two moments; the outer rule's momentum), accumulator, replays; state and its hash."""
-_ROUND_COPIES = 4
-"""Contribution, what came of it, the result, and the parts of the blocks that a member reduces: of what is averaged."""
 
 
 def predict(members: Members, machine: Machine, link: Link, workload: Workload, settings: Settings) -> Prediction:
@@ -125,11 +118,15 @@ def mean_bytes(lines: tuple[dict[Line, int], ...], traffics: list[dict[Line, Gro
 
 
 def device_bytes(workload: Workload, settings: Settings) -> float:
-    """Memory of the device that computes, with a pass of one sample: an estimate."""
-    return workload.parameters * _FP32_BYTES * _DEVICE_COPIES[settings.rule] + workload.activation_bytes_per_sample
+    """Memory of the device that computes, with a pass of one sample and nothing saved: an estimate."""
+    found = Activations(workload.activation_bytes, workload.activation_bytes_per_sample)
+    return device_memory(_trained(workload), found, settings, Saving(), 1).total
 
 
 def host_bytes(workload: Workload, settings: Settings) -> float:
     """Memory beside it, on the CPU: an estimate."""
-    averaged = blocks_of(workload, settings).size_elems
-    return _FP32_BYTES * (workload.parameters * _HOST_COPIES[settings.rule] + averaged * _ROUND_COPIES)
+    return host_memory(_trained(workload), settings, Saving(), blocks_of(workload, settings).size_elems).total
+
+
+def _trained(workload: Workload) -> Trained:
+    return Trained(parameters=workload.parameters, moments=workload.moments, outer_moments=workload.outer_moments)

@@ -8,7 +8,7 @@
 
 The first that lets devices compute `GOAL` of the time is taken. Bounds come from published runs (DiLoCo, arXiv 2311.08105, and Streaming
 DiLoCo, arXiv 2501.18512): up to `USUAL_STEPS` inner steps cost hardly any loss, up to `MOST_STEPS` were tried, and 4 bits for what the
-outer rule sends cost none. Sparse codecs cost some in our own tests (`reasons.SPARSE_LOSS`): they come last.
+outer rule sends cost none. Sparse codecs were tried with small models and in short runs only (`reasons.SPARSE_LOSS`): they come last.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ FEWEST_STEPS, USUAL_STEPS, MOST_STEPS = 30, 100, 500
 SPARSE_BELOW = 0.5
 """Sparse codecs are for links on which dense ones would have devices compute less of the time than this."""
 
-SPARSE_DECAY = 0.9
-"""Error feedback with which they were tried."""
+SPARSE_DECAY, SPARSE_AHEAD = 0.9, 0.4
+"""Error feedback and step ahead with which they were tried."""
 
 _CANDIDATES = ("int8", "int4", "topk128", "topk64")
 _GROUPS = (16, 32, 64)
@@ -104,7 +104,7 @@ def _ladder(scene: _Scene, given: Settings) -> Iterator[Settings]:
     largest_samples = min(max(given.target_samples, LARGEST_BATCH_TOKENS // scene.workload.tokens_per_sample), MAX_TARGET_SAMPLES)
     given = _without_sparse(given)
     for codec in ("fp16", "int8"):
-        settings = _shaped(scene, replace(given, rule="gradient", codec=codec, overlap=False, fragments=1))
+        settings = _shaped(scene, replace(given, rule="gradient", codec=codec, step_ahead=0.0, overlap=False, fragments=1))
         target_samples = max(given.target_samples, _power_above(_needed_s(scene, settings) / _sample_s(scene) * scene.computing))
         if target_samples <= largest_samples:
             yield replace(settings, target_samples=target_samples)
@@ -126,7 +126,7 @@ def _ladder(scene: _Scene, given: Settings) -> Iterator[Settings]:
 
 def _without_sparse(given: Settings) -> Settings:
     """Error feedback of a sparse codec says nothing about a dense one."""
-    return replace(given, error_feedback=0.0) if is_sparse(given.codec) else given
+    return replace(given, error_feedback=0.0, step_ahead=0.0) if is_sparse(given.codec) else given
 
 
 def _candidate(scene: _Scene, given: Settings, codec: str) -> Candidate:
@@ -151,8 +151,10 @@ def _waiting(scene: _Scene, settings: Settings) -> Prediction:
 
 def _outer(scene: _Scene, given: Settings, codec: str, *, overlap: bool) -> Settings:
     """The outer rule with as few inner steps as keep devices computing."""
-    decay = SPARSE_DECAY if is_sparse(codec) else given.error_feedback
-    settings = _shaped(scene, replace(given, rule="outer", codec=codec, error_feedback=decay, overlap=overlap, fragments=1))
+    settings = replace(given, rule="outer", codec=codec, overlap=overlap, fragments=1)
+    if is_sparse(codec):
+        settings = replace(settings, error_feedback=SPARSE_DECAY, step_ahead=SPARSE_AHEAD)
+    settings = _shaped(scene, settings)
     if overlap:
         settings = _cut(scene, settings)
     step_s = settings.inner_batch_samples * _sample_s(scene)

@@ -34,6 +34,7 @@ class Machine:
         micro_batch_samples: in one forward and backward pass.
         processing_s_per_elem, update_s_per_elem: see the constants of this module.
         memory_bytes: of the device; None: not known, not checked.
+        bf16: whether it computes in bf16, as CUDA devices do.
 
     Raises:
         ConfigError: a number that makes no sense.
@@ -44,6 +45,7 @@ class Machine:
     processing_s_per_elem: float = PROCESSING_S_PER_ELEM
     update_s_per_elem: float = UPDATE_S_PER_ELEM
     memory_bytes: int | None = None
+    bf16: bool = True
 
     def __post_init__(self) -> None:
         if not self.flops_per_s > 0 or self.micro_batch_samples < 1:
@@ -113,6 +115,8 @@ class Workload:
         flops_per_sample: forward and backward, of one sample.
         tokens_per_sample: T.
         activation_bytes_per_sample: that a pass holds for each sample.
+        activation_bytes: that it holds however many there are.
+        moments, outer_moments: numbers that the optimizers keep of each parameter, see `protocols.planning.memory`.
         parts: into how many fragments the model could be cut: its blocks.
     """
 
@@ -120,6 +124,9 @@ class Workload:
     flops_per_sample: float
     tokens_per_sample: int
     activation_bytes_per_sample: float = 0.0
+    activation_bytes: float = 0.0
+    moments: int = 2
+    outer_moments: int = 1
     parts: int = 1
 
 
@@ -133,6 +140,7 @@ class Settings:
     fragments: int = 1
     codec: str = "fp32"
     error_feedback: float = 0.0
+    step_ahead: float = 0.0
     block_elems: int = 2**20
     max_group: int = 16
     overlap: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,10 @@ so long, whichever ends first: an audit, and then everybody's look at what it fo
 
 GROSS = 1.0
 """A block that differs by this share of its norm was computed in no arithmetic: fp32 and bf16 are far closer than that."""
+
+INNER_SLACK = 3.0
+"""An inner state may differ by so many times what a contribution may differ by: it holds the last gradients alone, a contribution the mean
+of all. Measured: `scripts.bench.replays`."""
 
 _AUDITOR_DOMAIN = b"swarm.v1.auditors"
 _TARGET_DOMAIN = b"swarm.v1.audited"
@@ -74,44 +78,6 @@ def contribution_differs(theirs_E: torch.Tensor, own_D: torch.Tensor, span: tupl
     allowed = tolerance * (float(torch.linalg.vector_norm(own_E)) + _SPREAD * average)
     allowed += 2 * codec.worst_error(own_D[start:stop]) * math.sqrt(stop - start) + 1e-30
     return float(torch.linalg.vector_norm(theirs_E.double() - own_E)) > allowed
-
-
-def inner_states_differ(theirs: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], tolerance: float) -> bool:
-    """Whether a member's inner state is not what replaying ends with.
-
-    Counts must be equal. A tensor may differ by `tolerance` of its norm, and where little is in it by a tenth of what an average one of its
-    kind may differ by: gradients that vanish but for rounding are other ones on every machine.
-
-    Args:
-        theirs: name -> tensor, as committed to; `kind/<parameter>/<key>`, of which the key and the kind say what is alike.
-        own: as we replayed it.
-        tolerance: relative.
-    """
-    if theirs.keys() != own.keys():
-        return True
-    squares: dict[tuple[str, str], tuple[float, int]] = {}
-    for name, tensor in own.items():
-        total, elems = squares.get(_alike(name), (0.0, 0))
-        squares[_alike(name)] = total + float(tensor.double().square().sum()), elems + tensor.numel()
-    for name, tensor in own.items():
-        other = theirs[name]
-        if other.shape != tensor.shape or other.dtype != tensor.dtype:
-            return True
-        if not tensor.dim() or not tensor.is_floating_point():
-            if not torch.equal(other, tensor):
-                return True
-            continue
-        total, elems = squares[_alike(name)]
-        average = math.sqrt(total / elems * tensor.numel())
-        allowed = tolerance * (float(torch.linalg.vector_norm(tensor.double())) + _SPREAD * average) + 1e-30
-        if not float(torch.linalg.vector_norm(other.double() - tensor.double())) <= allowed:  # NaN is more than allowed
-            return True
-    return False
-
-
-def _alike(name: str) -> tuple[str, str]:
-    kind, _, rest = name.partition("/")
-    return kind, rest.rpartition("/")[2] if kind == "optim" else ""
 
 
 def blocks_in_audit_order(coin: bytes, blocks: Blocks) -> list[int]:

@@ -34,6 +34,19 @@ Listen = Annotated[str | None, typer.Option("--listen", metavar="HOST:PORT", hel
 Announce = Annotated[str | None, typer.Option("--announce", metavar="HOST", help="Name or address under which others reach us.")]
 DeviceName = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda [auto].")]
 RoleName = Annotated[str | None, typer.Option("--role", help="trainer, helper (does not compute) or client (cannot be dialled) [trainer].")]
+OptimizerStates = Annotated[
+    str | None,
+    typer.Option(
+        "--optimizer-states", metavar="fp32|8bit", help="8bit: the inner optimizer takes a quarter of the memory (bitsandbytes) [fp32]."
+    ),
+]
+OffloadOptimizer = Annotated[
+    bool | None, typer.Option("--offload-optimizer", help="Keep the inner optimizer in main memory, off the device; steps take longer.")
+]
+RecomputeActivations = Annotated[
+    bool | None,
+    typer.Option("--recompute-activations", help="Compute layers again instead of keeping them: less memory, a third more time."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of this peer, e.g. threads=2, niceness=0, max_epochs=100."),

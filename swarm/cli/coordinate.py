@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from swarm.cli.common import Announce, DeviceName, Listen, Settings, StateDir, configure, err, out, start_logging
+from swarm.cli.common import (
+    Announce,
+    DeviceName,
+    Listen,
+    OffloadOptimizer,
+    OptimizerStates,
+    RecomputeActivations,
+    Settings,
+    StateDir,
+    configure,
+    err,
+    out,
+    start_logging,
+)
 
 HELP = """Start a run that `swarm-peer init` made, print an invite, and help along until Ctrl-C.
 
@@ -20,17 +33,27 @@ Example:
 """
 
 
-def command(
+def command(  # noqa: PLR0913  one for each flag
     state_dir: StateDir = None,
     train: Annotated[bool, typer.Option("--train", help="Compute gradients too.")] = False,
     invite_file: Annotated[Path | None, typer.Option("--invite-file", help="Write the invite here instead of printing it.")] = None,
     listen: Listen = None,
     announce: Announce = None,
     device: DeviceName = None,
+    optimizer_states: OptimizerStates = None,
+    offload_optimizer: OffloadOptimizer = None,
+    recompute_activations: RecomputeActivations = None,
     settings: Settings = None,
 ) -> None:
     """See `HELP`."""
-    flags = {"state_dir": state_dir, "listen": listen, "announce": announce, "device": device, "role": "trainer" if train else "helper"}
+    flags: dict[str, object] = {
+        "state_dir": state_dir,
+        "listen": listen,
+        "announce": announce,
+        "device": device,
+        "role": "trainer" if train else "helper",
+    }
+    flags |= {"optimizer_states": optimizer_states, "offload_optimizer": offload_optimizer, "recompute_activations": recompute_activations}
     config = configure(flags, settings)
     from swarm.monitoring.live import watching
     from swarm.runfile import load_run, write_invite

@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from protocols.errors import ConfigError, InviteError
-from swarm.cli.common import Announce, DeviceName, Listen, RoleName, Settings, StateDir, configure, err, out, start_logging
+from swarm.cli.common import (
+    Announce,
+    DeviceName,
+    Listen,
+    OffloadOptimizer,
+    OptimizerStates,
+    RecomputeActivations,
+    RoleName,
+    Settings,
+    StateDir,
+    configure,
+    err,
+    out,
+    start_logging,
+)
 
 if TYPE_CHECKING:
     from swarm.connection import Connection
@@ -22,6 +36,9 @@ later goes on with the same identity.
 
 While the first micro-batches are computed, for half a minute at most, it is measured how fast this machine computes, and with some members
 what its link carries; what to expect of the run is shown and kept as measured.json. --no-probe leaves that out.
+
+A device with little memory trains larger models of runs with the outer rule with --optimizer-states 8bit or --offload-optimizer, and of any
+run with --recompute-activations; swarm-peer plan says what each saves.
 
 Example:
 
@@ -38,6 +55,9 @@ def command(  # noqa: PLR0913  one for each flag
     announce: Announce = None,
     device: DeviceName = None,
     role: RoleName = None,
+    optimizer_states: OptimizerStates = None,
+    offload_optimizer: OffloadOptimizer = None,
+    recompute_activations: RecomputeActivations = None,
     settings: Settings = None,
     no_probe: Annotated[
         bool, typer.Option("--no-probe", help="Do not measure this machine and its link while the first micro-batches are computed.")
@@ -48,8 +68,9 @@ def command(  # noqa: PLR0913  one for each flag
     ] = None,
 ) -> None:
     """See `HELP`."""
-    probe = False if no_probe else None
-    flags = {"state_dir": state_dir, "listen": listen, "announce": announce, "device": device, "role": role, "probe": probe}
+    flags: dict[str, object] = {"state_dir": state_dir, "listen": listen, "announce": announce, "device": device, "role": role}
+    flags |= {"optimizer_states": optimizer_states, "offload_optimizer": offload_optimizer, "recompute_activations": recompute_activations}
+    flags["probe"] = False if no_probe else None
     config = configure(flags, settings)
     link = read_link(invite)
     from peers.clock import SystemClock

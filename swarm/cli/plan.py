@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 HELP = """Say what a run will be like on given machines and links, and which settings fit them. Nothing is started or changed.
 
 Prints how long epochs and rounds take, how many bytes each peer moves, and how much of the time devices compute, for the run file as it is
-and with the recommended settings, and the lines to put into the run file. --probe measures this machine for about half a minute, and
-stands in for --device-tflops. --measured takes what a member measured when it joined, and stands in for --device-tflops, --mbit, --rtt-ms
-and --peers; what is given beside it counts.
+and with the recommended settings, the lines to put into the run file, and how much memory a member needs. With --device-gb it says how a
+member can make the model fit into its device. --probe measures this machine for about half a minute, and stands in for --device-tflops.
+--measured takes what a member measured when it joined, and stands in for --device-tflops, --mbit, --rtt-ms and --peers; what is given
+beside it counts.
 
 Example:
 
@@ -45,7 +46,12 @@ Tflops = Annotated[float | None, typer.Option("--device-tflops", min=1e-6, max=1
 Share = Annotated[
     float, typer.Option("--utilisation-of-device", min=0.001, max=1.0, help="How much of its stated speed a device reaches in training.")
 ]
-Memory = Annotated[float | None, typer.Option("--memory-gib", min=0.001, help="Memory of each device; is the model too large for it?")]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        "--memory-gib", "--device-gb", min=0.001, help="Memory of each device, 12 for a card of 12 GB: how to make the model fit into it."
+    ),
+]
 MicroBatch = Annotated[int, typer.Option("--micro-batch", min=1, help="Samples in one pass; --probe finds it.")]
 DoProbe = Annotated[bool, typer.Option("--probe", help="Measure this machine in place of --device-tflops.")]
 Device = Annotated[str, typer.Option("--device", help="Which to probe: auto, cpu or cuda.")]
@@ -101,17 +107,24 @@ def _probed(spec: RunSpec, device: str) -> Machine:
 
 def _report(spec: RunSpec, members: Members, machine: Machine, link: Link, *, as_json: bool) -> None:
     from protocols.planning import predict, recommend
-    from swarm.planning import settings_of, workload_of
+    from protocols.planning.memory import choices
+    from swarm.cli.plan_memory import memory_as_json, show_memory
+    from swarm.planning import settings_of, shape_of, trained_of, workload_of
 
-    workload, given = workload_of(spec), settings_of(spec)
+    workload, given = workload_of(spec, bf16=machine.bf16), settings_of(spec)
+    audited = spec.trust.verify and spec.trust.auditors > 0
+    micro_batch, device = machine.micro_batch_samples, machine.memory_bytes
+    memory = choices(trained_of(spec), shape_of(spec), given, micro_batch, device, bf16=machine.bf16, audited=audited)
     now = predict(members, machine, link, workload, given)
     other = predict(members, machine, link, workload, replace(given, overlap=not given.overlap))
     better = recommend(members, machine, link, workload, given)
     if as_json:
-        print_json(json.dumps(_as_json(members, machine, link, workload, (given, now, other), better)))
+        plan = _as_json(members, machine, link, workload, (given, now, other), better)
+        print_json(json.dumps(plan | {"memory": memory_as_json(memory)}))
         return
     _show_machine(machine, workload)
     _show_predictions(given, now, other, better)
+    show_memory(memory, machine.memory_bytes)
     _show_candidates(better)
     for advice in better.advice:
         out.print(f"{advice.section}.{advice.key} = {_toml(advice.value)}: {advice.why}", markup=False, soft_wrap=True)

@@ -40,7 +40,7 @@ def build_model(model: Mapping[str, Any], seed: int) -> nn.Module:
     if not 0 <= seed < 2**63:
         raise ConfigError(f"The seed {seed} is out of range: choose one from 0 to 2**63 - 1.")
     config = _configuration(model)
-    needed_bytes = _count(config) * FP32_BYTES
+    needed_bytes = sum(_sizes(config)) * FP32_BYTES
     available_bytes = available_memory_bytes()
     if needed_bytes > available_bytes:
         raise UserError(
@@ -63,7 +63,16 @@ def count_parameters(model: Mapping[str, Any]) -> int:
     Raises:
         ConfigError: as `build_model`.
     """
-    return _count(_configuration(model))
+    return sum(parameter_sizes(model))
+
+
+def parameter_sizes(model: Mapping[str, Any]) -> list[int]:
+    """Elements of each parameter of a run's model section, tied ones once, without allocating them.
+
+    Raises:
+        ConfigError: as `build_model`.
+    """
+    return _sizes(_configuration(model))
 
 
 def meta_parameters(model: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -136,8 +145,8 @@ def _construct(config: PretrainedConfig) -> nn.Module:
     return module
 
 
-def _count(config: PretrainedConfig) -> int:
-    return sum(parameter.numel() for parameter in _on_meta(config).parameters())
+def _sizes(config: PretrainedConfig) -> list[int]:
+    return [parameter.numel() for parameter in _on_meta(config).parameters()]
 
 
 def _on_meta(config: PretrainedConfig) -> nn.Module:

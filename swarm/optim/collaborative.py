@@ -70,7 +70,8 @@ class CollaborativeOptimizer(OptimizerParts):
         if target_at(target_batch_samples, Epoch(0)) < 1:
             raise ConfigError(f"target_batch_samples must be at least 1, not {target_at(target_batch_samples, Epoch(0))}")
         settings = rule or GradientSettings()
-        super().__init__(make_rule(model, optimizer, settings), settings)
+        feedback = settings.feedback.make() if settings.feedback else None
+        super().__init__(make_rule(model, optimizer, settings, feedback), settings, feedback)
         self._peer = peer
         self._target_samples = target_batch_samples
         self._clock = clock

@@ -9,6 +9,13 @@ member sees what is missing in the result and keeps its own part of it: the part
 its own, anybody can repeat what it did bit for bit, and blocks may change hands from round to round. Lost all the same are a reducer's
 rounding of what it does return, and in a grid what one group's reducer drops and another's returns: members compare with the last result.
 
+By the outer rule a member may compute *ahead* of the anchor, at
+
+    start  = anchor - gamma x kept                             step-ahead error feedback: Xu, Huo, Huang, AAAI 2021, arXiv 2008.05823
+
+where a part of its own work is in place that the others have not heard of yet. A contribution, anchor - local, then holds gamma x kept by
+itself. With gamma 1 members would drift apart, since most of what they keep is noise of their own.
+
 Legend: F elements of what is averaged in one epoch, a fragment or all.
 """
 
@@ -37,12 +44,14 @@ class ErrorFeedback:
         codec: how blocks travel.
         block_elems: elements of a block, as in the run.
         decay: beta, above 0 and at most 1: what is kept for long fades.
+        step_ahead: gamma, at least 0 and at most 1; 0: members start from the anchor.
     """
 
-    def __init__(self, codec: Codec, block_elems: int, decay: float) -> None:
+    def __init__(self, codec: Codec, block_elems: int, decay: float, step_ahead: float = 0.0) -> None:
         self._codec = codec
         self._block_elems = block_elems
         self._decay = decay
+        self._step_ahead = step_ahead
         self._kept: dict[int, torch.Tensor] = {}
         self._sent: dict[int, _Sent] = {}
         self._doubted = False
@@ -52,11 +61,11 @@ class ErrorFeedback:
 
         Args:
             key: which of the things that take turns.
-            own_F: fp32 on the CPU, finite; not written to.
+            own_F: fp32 on the CPU, finite; not written to. From `ahead` of the anchor, as it is now.
         """
         wanted_F = own_F.clone()
         if key in self._kept:
-            wanted_F.add_(self._kept[key], alpha=self._decay)
+            wanted_F.add_(self._kept[key], alpha=self._decay - self._step_ahead)  # the rest is in `own_F`
         sent_F = torch.empty_like(wanted_F)
         blocks = Blocks(wanted_F.numel(), self._block_elems)
         for index in range(blocks.count):
@@ -79,6 +88,10 @@ class ErrorFeedback:
             return
         dropped = average_F == 0
         self._kept[key] = sent.left_F.add_(sent.sent_F.mul(dropped))
+
+    def ahead(self, key: int) -> torch.Tensor | None:
+        """What to start below the anchor by, gamma x kept; None for nothing."""
+        return self._kept[key] * self._step_ahead if self._step_ahead and key in self._kept else None
 
     def forget_sent(self) -> None:
         """What is on its way will not be settled."""

@@ -9,11 +9,12 @@ import torch
 
 from protocols.errors import ConfigError
 from protocols.ids import Epoch
+from swarm.optim.offload import OffloadedOptimizer
 from swarm.optim.settings import OuterSettings
 
 
 class InnerBatch:
-    """Gathers gradients where they are, on the device of the model, and steps.
+    """Gathers gradients where the optimizer has its states, on the device of the model or in main memory, and steps.
 
     Args:
         params: name -> the model's own parameters that are trained.
@@ -34,6 +35,7 @@ class InnerBatch:
         self._clip_norm = settings.grad_clip_norm
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
         self._sums: dict[str, torch.Tensor] = {}
+        self._offloaded = optimizer if isinstance(optimizer, OffloadedOptimizer) else None
         self._samples = 0
         self.steps = 0
         """Made since the beginning."""
@@ -69,7 +71,12 @@ class InnerBatch:
             return False
         for name, gradient in found.items():
             part = gradient if summed else gradient * samples
-            self._sums[name] = self._sums[name] + part if name in self._sums else part
+            if self._offloaded is not None:
+                part = part.cpu()
+            if name in self._sums:
+                self._sums[name].add_(part)
+            else:
+                self._sums[name] = part
         self._samples += samples
         return True
 
@@ -81,13 +88,18 @@ class InnerBatch:
         """
         if not self._samples:
             return
-        for name, total in self._sums.items():
-            self._params[name].grad = total / self._samples
+        for total in self._sums.values():
+            total.div_(self._samples)  # in place: a device has no room for it twice
         self._clip()
         share = min(self._samples / self._size_samples, 1.0)
         for group, own in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = self._rate(epoch, own) * share
-        self._optimizer.step()
+        if self._offloaded is not None:
+            self._offloaded.step_by({self._params[name]: mean for name, mean in self._sums.items()})
+        else:
+            for name, mean in self._sums.items():
+                self._params[name].grad = mean
+            self._optimizer.step()
         self.steps += 1
         self.forget()
 
@@ -110,11 +122,10 @@ class InnerBatch:
     def _clip(self) -> None:
         if self._clip_norm is None:
             return
-        gradients = [param.grad for param in self._params.values() if param.grad is not None]
-        norm = _norm(gradients)
+        norm = _norm(self._sums.values())
         if norm > self._clip_norm:
-            for gradient in gradients:
-                gradient.mul_(self._clip_norm / norm)
+            for mean in self._sums.values():
+                mean.mul_(self._clip_norm / norm)
 
 
 def _norm(tensors: Iterable[torch.Tensor]) -> float:

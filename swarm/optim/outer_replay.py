@@ -10,8 +10,6 @@ The replay works on tensors of its own; the model and the inner optimizer of thi
 
 from __future__ import annotations
 
-import copy
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +20,8 @@ from peers.training_peer import Replayed, ReplayRequest
 from protocols.layout import FlatLayout
 from swarm.optim.anchor import Anchor
 from swarm.optim.inner_batch import InnerBatch
-from swarm.optim.own_state import inner_snapshot, own_tensors, put_states
+from swarm.optim.inner_distance import copy_without_state, inner_distance
+from swarm.optim.own_state import put_states
 from swarm.optim.replay import ReplayBatch, ReplayParams
 from swarm.optim.rule import OwnParams
 from swarm.optim.settings import OuterSettings
@@ -36,8 +35,8 @@ class OuterReplay:
         request: what to compute.
         params: the anchors.
         anchor: has the model that computes.
-        batch: of this member, whose settings and rates are those of the run.
-        optimizer: of this member; it is copied without its state.
+        inner: the model and the inner optimizer of this member; the optimizer is copied without its state.
+        settings, rates: of the rule, and of the optimizer's groups as they were given.
         layouts: of the fragment that the epoch before averaged, and of the one that is contributed.
 
     Raises:
@@ -59,7 +58,9 @@ class OuterReplay:
         self._anchor = anchor
         self._settings = settings
         self._moved_layout, self._layout = layouts
-        self._own = OwnParams(inner.params, _copy_without_state(inner.optimizer, rates))
+        self._own = OwnParams(inner.params, copy_without_state(inner.optimizer))
+        for group, rate in zip(self._own.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         self._batch = InnerBatch(inner.params, self._own.optimizer, settings)
         self._with_params = settings.keeps_own_params
         self._done = 0
@@ -141,18 +142,11 @@ class OuterReplay:
         moved_F, local_F = torch.empty(self._layout.size_elems), torch.empty(self._layout.size_elems)
         self._layout.flatten_into({slot.name: self._params.held[slot.name] for slot in self._layout.slots}, moved_F)
         self._layout.flatten_into({slot.name: self._local[slot.name] for slot in self._layout.slots}, local_F)
+        return Replayed(moved_F.sub_(local_F), self._end_distance())
+
+    def _end_distance(self) -> float | None:
+        shown = self.request.end
+        if shown is None:
+            return None
         with self.computing():
-            end = own_tensors(self._own, with_params=self._with_params)
-            end_state = inner_snapshot(end, self.request.epoch)
-        anchor = {name: value.detach().clone() for name, value in self._params.held.items()} if self._with_params else {}
-        return Replayed(moved_F.sub_(local_F), end_state, anchor)
-
-
-def _copy_without_state(optimizer: torch.optim.Optimizer, rates: tuple[float, ...]) -> torch.optim.Optimizer:
-    """Another one over the same parameters, with settings of its own and an empty state."""
-    shared: dict[int, object] = {id(param): param for group in optimizer.param_groups for param in group["params"]}
-    shared[id(optimizer.state)] = defaultdict(dict)
-    other = copy.deepcopy(optimizer, shared)
-    for group, rate in zip(other.param_groups, rates, strict=True):
-        group["lr"] = rate
-    return other
+            return inner_distance(self._own, dict(shown.tensors()), self._params.held)

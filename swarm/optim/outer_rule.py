@@ -25,6 +25,7 @@ from protocols.ids import Epoch
 from protocols.layout import FlatLayout
 from protocols.trust.traced import MAX_CUTS
 from swarm.optim.anchor import Anchor
+from swarm.optim.feedback import ErrorFeedback
 from swarm.optim.fragments import fragment_at, fragments_of
 from swarm.optim.inner_batch import InnerBatch
 from swarm.optim.inner_record import InnerRecord
@@ -53,6 +54,7 @@ class OuterRule:
         model: on the device that computes.
         inner: over the model's own parameters; stepped on their device, by nobody else from now on.
         settings: see `OuterSettings`.
+        feedback: says how far ahead of the anchor the model starts; None: it starts from the anchor.
 
     Raises:
         ConfigError: settings or an optimizer that cannot be used.
@@ -60,11 +62,14 @@ class OuterRule:
 
     name = "outer"
 
-    def __init__(self, model: torch.nn.Module, inner: torch.optim.Optimizer, settings: OuterSettings) -> None:
+    def __init__(
+        self, model: torch.nn.Module, inner: torch.optim.Optimizer, settings: OuterSettings, feedback: ErrorFeedback | None = None
+    ) -> None:
         self.shared = Anchor(model, inner)
         if any(param.dtype != torch.float32 for param in self.shared.local_trained.values()):
             raise ConfigError("by the outer rule trained parameters are fp32, or small steps would be lost; compute in bf16 by autocast")
         self._settings = settings
+        self._feedback = feedback
         self.own = OwnParams(self.shared.local_trained, inner)
         self._batch = InnerBatch(self.shared.local_trained, inner, settings)
         trained = self.shared.trained
@@ -150,7 +155,7 @@ class OuterRule:
         if not bool(torch.isfinite(moved_F).all()):
             self.drop(0)
             moved_F.zero_()
-            layout.flatten_into(self.shared.trained, local_F)
+            layout.flatten_into(self.shared.local_trained, local_F)
         self._sent = _Sent(layout, local_F, self._batch.steps)
         inner = self._record.end(epoch) if self._record is not None and self.samples else None
         if inner is not None:
@@ -209,7 +214,7 @@ class OuterRule:
         return True
 
     def _follow(self, sent: _Sent) -> None:
-        """Bring the model to where the anchor is now.
+        """Bring the model to where the anchor is now, or ahead of it.
 
         Streaming DiLoCo mixes both, alpha x local + (1 - alpha) x anchor, and thereby forgets a part of the steps that were made since the
         contribution. Here the model keeps those: it is moved by (1 - alpha) x (anchor - where it was when it contributed).
@@ -219,13 +224,22 @@ class OuterRule:
             self._become(sent.layout)  # to the last bit, which sums would miss
             return
         lefts = sent.layout.views(sent.local_F)
-        for slot in sent.layout.slots:
-            local, anchor = self.shared.local[slot.name], self.shared.trained[slot.name]
-            local.add_((anchor - lefts[slot.name]).to(local.device, local.dtype), alpha=1 - alpha)
+        for name, start in self._starts(sent.layout).items():
+            local = self.shared.local[name]
+            local.add_((start - lefts[name]).to(local.device, local.dtype), alpha=1 - alpha)
 
+    @torch.no_grad()
     def _become(self, layout: FlatLayout) -> None:
-        for slot in layout.slots:
-            self.shared.local[slot.name].copy_(self.shared.trained[slot.name])
+        for name, start in self._starts(layout).items():
+            self.shared.local[name].copy_(start)
+
+    def _starts(self, layout: FlatLayout) -> dict[str, torch.Tensor]:
+        """Where members compute from: the anchor, or ahead of it (`swarm.optim.feedback`)."""
+        anchors = {slot.name: self.shared.trained[slot.name] for slot in layout.slots}
+        ahead_F = None if self._feedback is None else self._feedback.ahead(self._layouts.index(layout))
+        if ahead_F is None:
+            return anchors
+        return {name: anchors[name] - part for name, part in layout.views(ahead_F).items()}
 
     def resume(self, samples: int, next_sample: int) -> None:
         """See `SyncRule.resume`."""
@@ -247,5 +261,7 @@ class OuterRule:
         if self._record is not None:
             self._record.begin_anew()
         self.shared.write_back()
+        for layout in self._layouts if self._feedback is not None else ():
+            self._become(layout)
         if self._sent is not None:  # what is on its way is no longer in the model
-            self._sent.layout.flatten_into(self.shared.trained, self._sent.local_F)
+            self._sent.layout.flatten_into(self.shared.local_trained, self._sent.local_F)

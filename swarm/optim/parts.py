@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from peers.state_snapshot import StateSnapshot
 from peers.training_peer import RoundOutcome
 from protocols.ids import Epoch
+from swarm.optim.feedback import ErrorFeedback
 from swarm.optim.held import HeldState
 from swarm.optim.outgoing import Outgoing
 from swarm.optim.own_state import own_snapshot, restore_own
@@ -21,12 +22,13 @@ class OptimizerParts:
     Args:
         rule: what is contributed and applied.
         settings: of the rule.
+        feedback: of its contributions.
     """
 
-    def __init__(self, rule: SyncRule, settings: GradientSettings) -> None:
+    def __init__(self, rule: SyncRule, settings: GradientSettings, feedback: ErrorFeedback | None) -> None:
         self._rule = rule
         self._held = HeldState(rule)
-        self._outgoing = Outgoing(rule, settings.feedback.make() if settings.feedback else None)
+        self._outgoing = Outgoing(rule, feedback)
         self._overlap = settings.overlap
         self._round: Future[RoundOutcome] | None = None
 

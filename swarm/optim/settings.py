@@ -20,18 +20,22 @@ class FeedbackSettings:
         codec: name of how blocks travel, as in the run.
         block_elems: elements of a block, as in the run.
         decay: beta, above 0 and at most 1.
+        step_ahead: gamma, at least 0 and at most 1: how much of what is kept a member's model holds by the outer rule.
 
     Raises:
-        ConfigError: a decay that makes no sense.
+        ConfigError: a number that makes no sense.
     """
 
     codec: str
     block_elems: int
     decay: float = 0.95
+    step_ahead: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.decay <= 1:
             raise ConfigError(f"the decay of error feedback is above 0 and at most 1, not {self.decay}")
+        if not 0 <= self.step_ahead <= 1:
+            raise ConfigError(f"step_ahead is at least 0 and at most 1, not {self.step_ahead}")
 
     def make(self) -> ErrorFeedback:
         """With nothing kept yet.
@@ -39,7 +43,7 @@ class FeedbackSettings:
         Raises:
             ValueError: an unknown codec.
         """
-        return ErrorFeedback(codec_named(self.codec), self.block_elems, self.decay)
+        return ErrorFeedback(codec_named(self.codec), self.block_elems, self.decay, self.step_ahead)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +99,11 @@ class OuterSettings(GradientSettings):
     @property
     def keeps_own_params(self) -> bool:
         """Whether a member's model is somewhere else than the anchor when an epoch begins."""
-        return self.overlap or self.fragments > 1 or self.mixing > 0
+        return self.overlap or self.fragments > 1 or self.mixing > 0 or self._ahead
+
+    @property
+    def _ahead(self) -> bool:
+        return self.feedback is not None and self.feedback.step_ahead > 0
 
     def __post_init__(self) -> None:
         super(OuterSettings, self).__post_init__()  # slots make a new class, which `super()` alone does not know
@@ -105,3 +113,5 @@ class OuterSettings(GradientSettings):
             raise ConfigError("the outer rule needs inner_batch_samples of at least 1, and mixing and momentum of at least 0 and below 1")
         if not self.outer_learning_rate > 0 or not self.eps > 0 or not 0 <= self.beta2 < 1:
             raise ConfigError("the outer rule needs an outer_learning_rate and an eps above 0, and beta2 of at least 0 and below 1")
+        if self._ahead and self.mixing:
+            raise ConfigError("step_ahead says where a member's model goes, and so does mixing: one of them must be 0")

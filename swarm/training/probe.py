@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,28 +66,31 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and found else "cpu")
 
 
-def probe_micro_batch(model: nn.Module, sequence_length: int) -> Probe:
+def probe_micro_batch(model: nn.Module, sequence_length: int, reserved_bytes: int = 0) -> Probe:
     """Find the micro-batch for this model where it lies. Leaves the parameters as they were and their gradients None.
 
     Args:
         model: on the device that will train it.
         sequence_length: tokens predicted in a window.
+        reserved_bytes: of the device's memory, that will be needed beside parameters, gradients and a pass.
 
     Raises:
         DeviceError: not even one sample fits.
     """
-    trial = _Trial(model, sequence_length)
+    trial = _Trial(model, sequence_length, reserved_bytes)
     try:
         if device_of(model).type == "cuda":
-            samples = largest_that_fits(trial.fits, MAX_CUDA_SAMPLES)
+            with _taken(reserved_bytes, device_of(model)):
+                samples = largest_that_fits(trial.fits, MAX_CUDA_SAMPLES)
         else:
             samples = fastest_within(trial.seconds, trial.fits_memory)
     finally:
         trial.clean()
     if samples == 0:
         raise DeviceError(
-            f"One sample of {sequence_length} tokens does not fit the memory of {device_of(model)}: close other programs, choose a smaller"
-            " preset, or join as a helper, which needs no training device."
+            f"One sample of {sequence_length} tokens does not fit the memory of {device_of(model)}: close other programs, save memory with"
+            " --optimizer-states 8bit, --offload-optimizer or --recompute-activations (swarm-peer plan says what they save), choose a"
+            " smaller preset, or join as a helper, which needs no training device."
         )
     probe = Probe(samples, trial.last_s[samples] / samples)
     _log.info("micro-batch found samples=%d milliseconds_per_sample=%.2f", samples, probe.seconds_per_sample * 1e3)
@@ -132,11 +136,32 @@ def fastest_within(seconds: Callable[[int], float | None], fits_memory: Callable
     return best
 
 
+@contextmanager
+def _taken(size_bytes: int, device: torch.device) -> Iterator[None]:
+    """Memory that is in use meanwhile.
+
+    Raises:
+        DeviceError: there is not as much.
+    """
+    try:
+        taken = torch.empty(size_bytes, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError:
+        raise DeviceError(
+            f"The inner optimizer needs {size_bytes / 2**30:.1f} GiB on {device}, which are not free: use --optimizer-states 8bit or"
+            " --offload-optimizer, or join as a helper, which needs no training device."
+        ) from None
+    try:
+        yield
+    finally:
+        del taken
+
+
 class _Trial:
     """Runs passes on made-up tokens and remembers what they took."""
 
-    def __init__(self, model: nn.Module, sequence_length: int) -> None:
+    def __init__(self, model: nn.Module, sequence_length: int, reserved_bytes: int) -> None:
         self._model = model
+        self._reserved_bytes = reserved_bytes
         self._window = sequence_length + 1
         self._device = device_of(model)
         self._bytes_per_sample = 0.0
@@ -158,7 +183,7 @@ class _Trial:
         return self.seconds(samples) is not None
 
     def fits_memory(self, samples: int) -> bool:
-        return samples * self._bytes_per_sample <= CPU_MEMORY_SHARE * available_memory_bytes()
+        return samples * self._bytes_per_sample <= CPU_MEMORY_SHARE * (available_memory_bytes() - self._reserved_bytes)
 
     def clean(self) -> None:
         self._model.zero_grad(set_to_none=True)

@@ -68,7 +68,7 @@ def test_wheel_holds_exactly_the_three_packages(tmp_path: Path) -> None:
 
 
 def test_imports_are_declared() -> None:
-    declared = {canonicalize_name(Requirement(line).name) for group in ("", "libp2p") for line in _project()[group]}
+    declared = {canonicalize_name(Requirement(line).name) for group in ("", "libp2p", "8bit") for line in _project()[group]}
     distributions = importlib.metadata.packages_distributions()
     undeclared = set()
     for module, path in _modules():

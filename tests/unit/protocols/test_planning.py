@@ -16,7 +16,7 @@ from protocols.layout import Blocks
 from protocols.partition import least_time_s
 from protocols.planning import Link, Machine, Members, Recommendation, Settings, Workload, predict, recommend
 from protocols.planning.predicting import CLOSING_S
-from protocols.planning.recommending import GOAL, GRADIENT_GOAL, MOST_STEPS, SPARSE_DECAY, steps_between
+from protocols.planning.recommending import GOAL, GRADIENT_GOAL, MOST_STEPS, SPARSE_AHEAD, SPARSE_DECAY, steps_between
 from protocols.planning.suiting import how_it_suits, link_for
 from protocols.planning.traffic import Line, group_traffic, lines_of, vector_bytes
 from protocols.planning.values import MBIT_BYTES
@@ -214,7 +214,8 @@ def test_sparse_codecs_are_for_links_on_which_dense_ones_would_wait_and_runs_tha
         assert found.settings.error_feedback == SPARSE_DECAY
         advice = {(one.section, one.key): one.value for one in found.advice}
         assert advice["outer", "momentum"] == 0.0
-        assert advice["averaging", "error_feedback"] == SPARSE_DECAY
+        assert (advice["averaging", "error_feedback"], advice["averaging", "step_ahead"]) == (SPARSE_DECAY, SPARSE_AHEAD)
+        assert advice["outer", "learning_rate"] == pytest.approx(2.5 * found.prediction.group**0.5, abs=0.01)
         assert any("3.8 to 8.1 %" in warning for warning in found.warnings)
         RunSpec.from_settings(run_file_of(found))
     assert open_slow.settings.codec == "int4", "the link carries what costs no quality"
@@ -229,15 +230,17 @@ def test_what_else_was_looked_at_is_shown_with_its_price() -> None:
         assert [one.codec for one in found.candidates] == ["int8", "int4", "topk128", "topk64"]
         assert [one.usable for one in found.candidates] == [True, True, not asked.verify, not asked.verify]
         assert [one.up_bytes for one in found.candidates] == sorted((one.up_bytes for one in found.candidates), reverse=True)
-        assert all(("higher" in one.quality) == one.codec.startswith("topk") for one in found.candidates)
+        assert all(("short tests" in one.quality) == one.codec.startswith("topk") for one in found.candidates)
     assert advised(10_000).candidates == ()
 
 
 def test_a_dense_codec_in_place_of_a_sparse_one_takes_its_feedback_away() -> None:
-    given = replace(OPEN, codec="topk64", error_feedback=0.9, rule="outer")
+    given = replace(OPEN, codec="topk64", error_feedback=0.9, step_ahead=0.4, rule="outer")
     found = advised_with(10_000, SLOW_DEVICE, given)
     assert not found.settings.codec.startswith("topk")
-    assert run_file_of(found)["averaging"]["error_feedback"] == 0.0
+    assert run_file_of(found)["averaging"]["error_feedback"] == run_file_of(found)["averaging"]["step_ahead"] == 0.0
+    ahead = replace(OPEN, codec="int8", error_feedback=0.9, step_ahead=0.4, rule="outer")
+    assert run_file_of(advised_with(10_000, SLOW_DEVICE, ahead))["averaging"]["step_ahead"] == 0.0, "the gradient rule knows none"
 
 
 @pytest.mark.parametrize("verify", [True, False])

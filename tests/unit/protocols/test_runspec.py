@@ -125,8 +125,8 @@ def test_canonical_bytes_do_not_depend_on_how_it_was_written() -> None:
 def test_canonical_bytes_are_pinned() -> None:
     """Changing these bytes changes every run's fingerprint: that is a new protocol version."""
     assert spec().canonical_bytes() == (
-        b'{"admission":{"mode":"open"},"averaging":{"block_elems":1048576,"codec":"fp32","error_feedback":0.0,"max_group":16,"overlap":false},'
-        b'"data":{"files":[],"fingerprint":null,"holdout_percent":5,"sequence_length":128,"source":"stdlib"},'
+        b'{"admission":{"mode":"open"},"averaging":{"block_elems":1048576,"codec":"fp32","error_feedback":0.0,"max_group":16,"overlap":false,'
+        b'"step_ahead":0.0},"data":{"files":[],"fingerprint":null,"holdout_percent":5,"sequence_length":128,"source":"stdlib"},'
         b'"model":{"config":null,"preset":"tiny"},"optimizer":{"betas":[0.9,0.95],"eps":1e-08,"grad_clip_norm":1.0,"learning_rate":0.001,'
         b'"momentum":0.0,"name":"adamw","rule":"gradient","target_batch_samples":256,"weight_decay":0.01},'
         b'"outer":{"beta2":0.99,"eps":0.001,"fragments":1,"inner_batch_samples":32,"learning_rate":0.7,"mixing":0.0,"momentum":0.9,'
@@ -302,6 +302,17 @@ def test_sparse_codecs_are_not_for_runs_that_verify() -> None:
     assert RunSpec.from_settings(believing).averaging.codec == "topk64"
     with pytest.raises(ConfigError, match="error_feedback"):
         RunSpec.from_settings(believing | {"averaging": {"codec": "topk64"}})
+
+
+def test_stepping_ahead_is_about_residuals_of_the_outer_rule() -> None:
+    run = {"run": {"name": "a"}, "model": {"preset": "tiny"}, "averaging": {"error_feedback": 0.9, "step_ahead": 0.4}}
+    with pytest.raises(ConfigError, match="step_ahead"):
+        RunSpec.from_settings(run)
+    outer = run | {"optimizer": {"rule": "outer"}}
+    assert RunSpec.from_settings(outer).averaging.step_ahead == 0.4
+    for change in ({"averaging": {"step_ahead": 0.4}}, {"outer": {"mixing": 0.5}}):
+        with pytest.raises(ConfigError, match="step_ahead"):
+            RunSpec.from_settings(outer | change)
 
 
 def test_the_target_rises_in_a_straight_line_and_stays() -> None:

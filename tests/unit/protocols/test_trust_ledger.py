@@ -27,6 +27,7 @@ from protocols.trust.ledger import (
 )
 from protocols.trust.offences import Offence
 from protocols.trust.statements import ACCUSATION, CHECK, COMMITMENT, JUDGEMENT, REDUCTION, Charge, Check, Reduction
+from protocols.trust.traced import Traced
 from tests.helpers.trust_values import (
     EPOCH,
     NOTARIES,
@@ -219,6 +220,10 @@ CONTRADICTIONS = {
     CHECK: (CHECKED.encode(), replace(CHECKED, projections=(0.25,)).encode()),
     REDUCTION: (REDUCED.encode(), replace(REDUCED, radii=(2.0,)).encode()),
 }
+CHAIN = (
+    commitment_to(PLAN, 0, traced=Traced(inner_end=b"e" * 32)).encode(),
+    commitment_to(PLAN, 0, first_plan_digest=b"l" * 32, epoch=Epoch(EPOCH + 1), traced=Traced(0, b"f" * 32, EPOCH, b"z" * 32)).encode(),
+)
 ELSEWHERE = signed_plan(range(COUNT), number=1).digest
 NO_CONTRADICTIONS = {
     "the same commitment": (COMMITMENT, commitment_to(PLAN, 0).encode(), commitment_to(PLAN, 0).encode()),
@@ -229,6 +234,13 @@ NO_CONTRADICTIONS = {
     "reduction of another round": (REDUCTION, REDUCED.encode(), replace(REDUCED, first_plan_digest=ELSEWHERE).encode()),
     "joins": ("join", signed_join(0).join.encode(), signed_join(0, weight=2.0).join.encode()),
 }
+
+
+def test_an_inner_state_that_the_contribution_before_did_not_end_with_bans() -> None:
+    proof = convicted(said(COMMITMENT, CHAIN[0]), said(COMMITMENT, CHAIN[1]))
+    ban = checked(proof, group_size=0)
+    assert (ban.accused, ban.offence) == (PEERS[ACCUSED], Offence.EQUIVOCATION)
+    broken(convicted(said(COMMITMENT, CHAIN[0]), said(COMMITMENT, CHAIN[1], number=1)))
 
 
 @pytest.mark.parametrize("kind", CONTRADICTIONS)

@@ -16,7 +16,8 @@ from protocols.ids import MAX_EPOCH, BlockIndex, Epoch, PeerId
 from protocols.messages import MAX_BLOCKS, MAX_CARRIED_WEIGHT, MAX_ROUNDS, MAX_WEIGHT
 from protocols.proto.swarm.v1 import trust_pb2 as pb
 from protocols.trust.offences import Offence
-from protocols.trust.statements import COIN_TRIES, Charge, Check, Commitment, Reduction, hashes_root, read_offence
+from protocols.trust.statements import COIN_TRIES, Charge, Check, Commitment, Reduction, breaks_chain, hashes_root, read_offence
+from protocols.trust.traced import MAX_CUTS, UNTRACED, Traced
 
 SENDER, ACCUSED = PeerId(b"p" * 32), PeerId(b"a" * 32)
 HASH = b"h" * 32
@@ -52,12 +53,23 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @st.composite
+def traces(draw: st.DrawFn, epoch: Epoch, samples: int) -> Traced:
+    cuts = tuple(sorted(draw(st.sets(st.integers(1, samples - 1), max_size=4)))) if samples > 1 else ()
+    late, end = draw(st.integers(0, samples)), draw(st.sampled_from([b"", HASH]))
+    if not end or not epoch or draw(st.booleans()):
+        return Traced(late, inner_end=end, cuts=cuts)
+    return Traced(late, draw(hashes), Epoch(draw(st.integers(0, epoch - 1))), end, cuts)
+
+
+@st.composite
 def commitments(draw: st.DrawFn) -> Commitment:
     round_index = draw(st.integers(0, MAX_ROUNDS - 1))
     coin = tuple(draw(st.lists(hashes, min_size=COIN_TRIES, max_size=COIN_TRIES)))
     samples, first = draw(st.integers(0, int(MAX_WEIGHT))), draw(st.integers(0, 2**40))
     previous = draw(hashes) if round_index else b""
-    return Commitment(draw(hashes), draw(epochs), round_index, draw(st.sampled_from([b"", HASH])), coin, first, samples, previous)
+    epoch = draw(epochs)
+    traced = UNTRACED if round_index else draw(traces(epoch, samples))
+    return Commitment(draw(hashes), epoch, round_index, draw(st.sampled_from([b"", HASH])), coin, first, samples, previous, traced)
 
 
 @st.composite
@@ -229,3 +241,52 @@ def test_offences_travel_by_name_and_say_what_they_are(offence: Offence) -> None
     assert read_offence(offence.value, SENDER) is offence
     assert offence.sentence.startswith("it")
     assert len({other.sentence for other in Offence}) == len(Offence)
+
+
+SENSELESS = {
+    "a root of 31 bytes": Traced(inner_end=b"r" * 31),
+    "a beginning without an end": Traced(inner_start=HASH, inner_start_epoch=Epoch(2)),
+    "a beginning after the end": Traced(inner_start=HASH, inner_start_epoch=Epoch(3), inner_end=HASH),
+    "anew, since an epoch": Traced(inner_start_epoch=Epoch(1), inner_end=HASH),
+    "more late samples than samples": Traced(late_samples=9),
+    "cuts out of order": Traced(cuts=(4, 3)),
+    "a cut at nothing": Traced(cuts=(0,)),
+    "a cut at the end": Traced(cuts=(8,)),
+    "too many cuts": Traced(cuts=tuple(range(1, MAX_CUTS + 2))),
+}
+
+
+@pytest.mark.parametrize("case", SENSELESS)
+def test_an_origin_that_makes_no_sense_is_its_signers_fault(case: str) -> None:
+    samples = 100 if case == "too many cuts" else 8
+    said = Commitment(HASH, Epoch(3), 0, HASH, (HASH,) * COIN_TRIES, 0, samples, b"", SENSELESS[case])
+    assert blamed_for(Commitment.decode, said.encode()) == SENDER
+
+
+def test_a_later_round_has_no_inner_state() -> None:
+    said = Commitment(HASH, Epoch(3), 1, HASH, (HASH,) * COIN_TRIES, 0, 0, HASH, Traced(inner_end=HASH))
+    assert blamed_for(Commitment.decode, said.encode()) == SENDER
+
+
+def contribution(epoch: int, end: bytes, start: bytes = b"", since: int = 0, samples: int = 8) -> Commitment:
+    traced = Traced(inner_start=start, inner_start_epoch=Epoch(since), inner_end=end)
+    return Commitment(HASH, Epoch(epoch), 0, HASH, (HASH,) * COIN_TRIES, 0, samples, b"", traced)
+
+
+E, F, G = b"e" * 32, b"f" * 32, b"g" * 32
+CHAINS = {
+    "as it ended": (contribution(4, E), contribution(5, G, E, 4), False),
+    "anew": (contribution(4, E), contribution(5, G), False),
+    "another state": (contribution(4, E), contribution(5, G, F, 4), True),
+    "from before its last one": (contribution(4, E), contribution(5, G, F, 3), True),
+    "it had computed nothing then": (contribution(4, E, samples=0), contribution(5, G, F, 3), False),
+    "of an older epoch": (contribution(2, E), contribution(5, G, F, 3), False),
+    "two ends of one epoch, as rounds are tried again": (contribution(5, E, G, 3), contribution(5, F, G, 3), False),
+}
+
+
+@pytest.mark.parametrize("case", CHAINS)
+def test_who_begins_with_another_state_than_it_ended_with_contradicts_itself(case: str) -> None:
+    earlier, later, broken = CHAINS[case]
+    assert breaks_chain(earlier, later) is broken
+    assert breaks_chain(later, earlier) is broken

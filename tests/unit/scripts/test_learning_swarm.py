@@ -11,10 +11,12 @@ import torch
 
 from peers.averaging.trust_rules import EPOCHS_WORTH, TrustRules
 from peers.simulation import run_simulated
+from protocols.runspec import OptimizerSection
 from scripts.learning.learner import Learner
 from scripts.learning.swarm import Learning, LearningSwarm
 from scripts.learning.task import OUTER, small_task
 from swarm.optim import GradientSettings
+from swarm.optim.inner import InnerMemory, inner_optimizer, kind_of
 from tests.helpers.attack_scene import time_passes
 
 MEMBERS = 3
@@ -116,3 +118,25 @@ def test_newcomers_fetch_the_state_and_count() -> None:
             scene._end(newcomer)
 
     play(task(), MEMBERS, script)
+
+
+def test_members_that_save_memory_train_with_those_that_do_not() -> None:
+    """One with fp32 states, one with 8 bits, one whose states are in main memory: all hold the same anchor."""
+    memories = [InnerMemory(), InnerMemory("8bit"), InnerMemory(offload=True)]
+    made: list[torch.optim.Optimizer] = []
+
+    def inner(model: torch.nn.Module) -> torch.optim.Optimizer:
+        made.append(inner_optimizer(OptimizerSection(learning_rate=4e-3), model.parameters(), memories[len(made)]))
+        return made[-1]
+
+    async def script(scene: Scene) -> None:
+        def agree() -> bool:
+            return len({member.optimizer.epoch for member in scene.members}) == 1 and scene.members[0].optimizer.epoch >= 4
+
+        await scene.until(agree)
+        assert len({member.optimizer.state_hash for member in scene.members}) == 1
+        assert all(member.computed_samples > TARGET for member in scene.members)
+        assert all(optimizer.state for optimizer in made)
+
+    play(task(inner_optimizer=inner), MEMBERS, script)
+    assert [kind_of(optimizer) for optimizer in made] == ["AdamW", "EightBitAdamW", "AdamW"]

@@ -30,6 +30,7 @@ from swarm.monitoring.survey import write_survey
 from tests.unit.swarm.status_builder import a_status
 from tests.unit.swarm.test_survey import a_survey
 
+SAVINGS = ("--optimizer-states", "--offload-optimizer", "--recompute-activations")
 FROZEN = {
     "init": {"RUN_FILE", "--preset", "--name", "--state-dir", "--json"},
     "plan": {
@@ -41,15 +42,16 @@ FROZEN = {
         "--device-tflops",
         "--utilisation-of-device",
         "--memory-gib",
+        "--device-gb",
         "--micro-batch",
         "--probe",
         "--device",
         "--measured",
         "--json",
     },
-    "coordinate": {"--state-dir", "--train", "--invite-file", "--listen", "--announce", "--device", "--set"},
+    "coordinate": {"--state-dir", "--train", "--invite-file", "--listen", "--announce", "--device", *SAVINGS, "--set"},
     "invite": {"--expires", "--uses", "--state-dir", "--json"},
-    "join": {"INVITE", "--state-dir", "--listen", "--announce", "--device", "--role", "--set", "--no-probe", "--attack"},
+    "join": {"INVITE", "--state-dir", "--listen", "--announce", "--device", "--role", *SAVINGS, "--set", "--no-probe", "--attack"},
     "status": {"--state-dir", "--json", "--watch"},
     "doctor": {"--state-dir", "--address", "--json"},
     "export": {"FOLDER", "--state-dir", "--epoch", "--json"},

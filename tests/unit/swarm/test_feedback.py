@@ -11,7 +11,7 @@ import torch
 from protocols.aggregation.mean import weighted_mean
 from protocols.codecs import codec_named
 from protocols.errors import ConfigError
-from swarm.optim import CollaborativeOptimizer, OuterSettings, StepStatus
+from swarm.optim import CollaborativeOptimizer, GradientSettings, OuterSettings, StepStatus
 from swarm.optim.feedback import ErrorFeedback
 from swarm.optim.settings import FeedbackSettings
 from tests.helpers.scripted_peer import Loop, ScriptedPeer, aborted, applied
@@ -20,8 +20,8 @@ ELEMS, BLOCK = 3 * 4096, 8192
 ATOL = 1e-5
 
 
-def feedback(codec: str = "topk64", decay: float = 1.0) -> ErrorFeedback:
-    return FeedbackSettings(codec, BLOCK, decay).make()
+def feedback(codec: str = "topk64", decay: float = 1.0, step_ahead: float = 0.0) -> ErrorFeedback:
+    return FeedbackSettings(codec, BLOCK, decay, step_ahead).make()
 
 
 def vector(seed: int) -> torch.Tensor:
@@ -49,6 +49,22 @@ def test_what_is_sent_and_what_is_kept_add_up(codec: str) -> None:
         total_sent += sent
         total_own += own
     assert torch.allclose(total_sent + member.kept[0], total_own, rtol=0, atol=ATOL)
+
+
+def test_what_is_in_the_model_already_does_not_come_twice() -> None:
+    """Decay and all: whoever steps ahead sends the same, for the same steps of its own, as whoever does not."""
+    plain, ahead = feedback(decay=0.9), feedback(decay=0.9, step_ahead=0.25)
+    assert (plain.ahead(0), ahead.ahead(0)) == (None, None)
+    for number in range(5):
+        own = vector(number)
+        held_F = ahead.ahead(0)
+        sent = plain.compress(0, own)
+        assert torch.allclose(ahead.compress(0, own if held_F is None else own + held_F), sent, rtol=0, atol=ATOL)
+        for member in (plain, ahead):
+            member.settle(0, sent, included=True)
+    held_F = ahead.ahead(0)
+    assert held_F is not None
+    assert torch.allclose(held_F, plain.kept[0] / 4, rtol=0, atol=ATOL)
 
 
 def test_what_a_reducer_drops_stays_with_those_who_sent_it() -> None:
@@ -117,6 +133,21 @@ def test_contributions_are_not_written_to() -> None:
 def test_a_decay_that_makes_no_sense_is_refused(decay: float) -> None:
     with pytest.raises(ConfigError):
         FeedbackSettings("topk64", 4096, decay)
+
+
+@pytest.mark.parametrize("step_ahead", [-0.1, 1.5])
+def test_steps_ahead_that_make_no_sense_are_refused(step_ahead: float) -> None:
+    with pytest.raises(ConfigError, match="step_ahead"):
+        FeedbackSettings("topk64", 4096, 0.9, step_ahead)
+
+
+def test_only_the_outer_rule_without_mixing_steps_ahead() -> None:
+    ahead = FeedbackSettings("topk64", 4096, 0.9, 0.5)
+    with pytest.raises(ConfigError, match="mixing"):
+        OuterSettings(feedback=ahead, mixing=0.5)
+    loop = Loop(ScriptedPeer())
+    with pytest.raises(ConfigError, match="gradient rule"):
+        CollaborativeOptimizer(loop.model, loop.inner, peer=loop.peer, target_batch_samples=8, rule=GradientSettings(feedback=ahead))
 
 
 def test_a_contribution_that_was_never_sent_is_not_settled() -> None:

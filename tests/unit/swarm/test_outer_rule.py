@@ -18,7 +18,7 @@ from swarm.optim.master import MasterParams
 from swarm.optim.outer_optimizers import OuterName
 from swarm.optim.outer_rule import OuterRule
 from swarm.optim.rule import SyncRule
-from swarm.optim.settings import OuterSettings
+from swarm.optim.settings import FeedbackSettings, OuterSettings
 
 HASH = b"h" * 32
 PLAIN: dict[str, Any] = {"optimizer": "fedavgm", "outer_learning_rate": 1.0, "momentum": 0.0}
@@ -36,7 +36,9 @@ class Member:
         torch.manual_seed(3)
         self.model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
         self.inner = inner(self.model.parameters(), lr=rate)  # type: ignore[call-arg]
-        self.rule = OuterRule(self.model, self.inner, settings(**changes))
+        self.settings = settings(**changes)
+        self.feedback = self.settings.feedback.make() if self.settings.feedback else None
+        self.rule = OuterRule(self.model, self.inner, self.settings, self.feedback)
 
     def compute(self, number: int, samples: int = 4) -> bool:
         mean_loss(self.model, number, samples).backward()  # type: ignore[no-untyped-call]
@@ -244,6 +246,80 @@ def test_a_batch_that_is_not_finite_while_a_round_runs_leaves_the_model_at_the_a
     idle = member.rule.contribution(Epoch(1), HASH)
     assert (idle.weight, member.rule.next_sample) == (0, 4)
     assert float(idle.vector.abs().max()) < 1e-6
+
+
+def round_ahead(member: Member, epoch: int, late: int = 0) -> None:
+    """A round of which half of what was sent comes back."""
+    assert member.feedback is not None
+    sent_F = member.feedback.compress(member.rule.turn(Epoch(epoch)), member.rule.contribution(Epoch(epoch), HASH).vector)
+    member.rule.begin_next()
+    for number in range(late):
+        member.compute(100 + number)
+    average_F = sent_F * (torch.arange(len(sent_F)) % 2)
+    member.feedback.settle(member.rule.turn(Epoch(epoch)), average_F, included=True)
+    assert member.rule.apply(average_F, Epoch(epoch))
+
+
+def ahead_of(member: Member, epoch: int = 0) -> torch.Tensor:
+    assert member.feedback is not None
+    held_F = member.feedback.ahead(member.rule.turn(Epoch(epoch)))
+    assert held_F is not None
+    assert float(held_F.abs().max()) > 1e-3
+    return held_F
+
+
+AHEAD: dict[str, Any] = {**PLAIN, "feedback": FeedbackSettings("topk64", 64, 0.9, 0.5)}
+
+
+def test_a_member_that_steps_ahead_begins_where_a_part_of_its_residual_is_in_place() -> None:
+    member = Member(**AHEAD)
+    for epoch in range(2):
+        member.compute(epoch)
+        round_ahead(member, epoch)
+        assert torch.equal(member.local(), member.shared() - ahead_of(member))
+    start = member.local()
+    member.compute(2)
+    moved = start - member.local()
+    contribution = member.rule.contribution(Epoch(2), HASH)
+    assert torch.allclose(contribution.vector, moved + ahead_of(member), atol=1e-6)
+    before = member.local()
+    round_ahead(member, 2, late=1)
+    late = member.local() - (member.shared() - ahead_of(member))
+    alone = Member(**PLAIN)
+    with torch.no_grad():
+        torch.nn.utils.vector_to_parameters(before.clone(), alone.model.parameters())
+    alone.compute(100)
+    assert torch.allclose(late, alone.local() - before, atol=1e-6), "steps made meanwhile stay"
+
+
+def test_whatever_sends_a_member_back_sends_it_ahead_again() -> None:
+    """What is not finite, and another state: the next contribution then holds the residual just once."""
+    member = Member(**AHEAD)
+    member.compute(0)
+    round_ahead(member, 0)
+    member.compute(1)
+    member.rule.drop(4)
+    assert torch.equal(member.local(), member.shared() - ahead_of(member))
+    with torch.no_grad():
+        next(member.model.parameters()).fill_(math.nan)
+    assert member.rule.contribution(Epoch(1), HASH).weight == 0
+    assert torch.equal(member.local(), member.shared() - ahead_of(member))
+    member.rule.reset(Epoch(1))
+    assert torch.equal(member.local(), member.shared() - ahead_of(member))
+
+
+def test_each_fragment_is_ahead_by_its_own_residual() -> None:
+    member = Member(fragments=2, **AHEAD)
+    for epoch in range(2):
+        member.compute(epoch)
+        round_ahead(member, epoch)
+    member.rule.reset(Epoch(2))
+    for epoch in range(2):
+        layout = member.rule.layout(Epoch(epoch))
+        local_F, anchor_F = torch.empty(layout.size_elems), torch.empty(layout.size_elems)
+        layout.flatten_into(dict(member.model.named_parameters()), local_F)
+        layout.flatten_into(member.rule.shared.trained, anchor_F)
+        assert torch.equal(local_F, anchor_F - ahead_of(member, epoch))
 
 
 def test_trained_parameters_are_fp32() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from tests.helpers.scripted_peer import Loop, ScriptedPeer, applied
 
 FEEDBACK = FeedbackSettings("topk64", 4096)
 OUTER = OuterSettings(inner_batch_samples=4, feedback=FEEDBACK)
+AHEAD = replace(OUTER, feedback=FeedbackSettings("topk64", 4096, 0.9, 0.5))
 
 
 def loop_of(rule: GradientSettings = OUTER, optimizer: str = "adamw", width: int = 6) -> Loop:
@@ -35,18 +38,23 @@ def trained(rule: GradientSettings = OUTER) -> Loop:
     return loop
 
 
+def flat(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors.values()]).clone()
+
+
 def own_of(loop: Loop) -> StateSnapshot:
     own = loop.opt.own_snapshot()
     assert own is not None
     return own
 
 
-def test_after_a_restart_a_member_goes_on_to_the_bit_where_it_was(tmp_path: Path) -> None:
-    before = trained()
+@pytest.mark.parametrize("rule", [OUTER, AHEAD])
+def test_after_a_restart_a_member_goes_on_to_the_bit_where_it_was(rule: OuterSettings, tmp_path: Path) -> None:
+    before = trained(rule)
     shared, own = CheckpointStore(tmp_path), CheckpointStore(tmp_path).beside("own")
     shared.save(before.opt.snapshot())
     own.save(own_of(before))
-    after = loop_of()
+    after = loop_of(rule)
     for store, load in ((shared, after.opt.load_snapshot), (own, after.opt.load_own)):
         kept = store.newest()
         assert kept is not None
@@ -98,6 +106,25 @@ def test_what_belongs_to_something_else_is_refused_and_changes_nothing() -> None
     damaged = [(name, torch.full_like(tensor, torch.nan) if tensor.dim() else tensor) for name, tensor in own.tensors()]
     with pytest.raises(StateMismatch, match="not finite"):
         loop_of().opt.load_own(StateSnapshot.of(damaged, epoch=Epoch(2), accepted_samples=0, meta=dict(own.manifest.meta)))
+
+
+def test_what_a_member_was_ahead_by_goes_with_the_residuals() -> None:
+    """Kept where the member itself catches up, dropped with what came from disk: then the model is where the anchor is."""
+    before = trained(AHEAD)
+    anchor = flat(before.opt._rule.shared.trained)
+    before.opt.take_over(before.opt.snapshot())
+    feedback = before.opt._outgoing.feedback
+    assert feedback is not None
+    held_F = feedback.ahead(0)
+    assert held_F is not None
+    assert float(held_F.abs().max()) > 0
+    assert torch.equal(before.params(), anchor - held_F)
+    after = loop_of(AHEAD)
+    after.opt.load_snapshot(before.opt.snapshot())
+    after.opt.load_own(own_of(before))
+    assert torch.equal(after.params(), before.params())
+    after.opt.take_over(before.opt.snapshot())
+    assert torch.equal(after.params(), anchor)
 
 
 def test_residuals_from_disk_are_not_sent_again_where_the_swarm_has_gone_on() -> None:

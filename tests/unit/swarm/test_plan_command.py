@@ -25,7 +25,7 @@ preset = "{preset}"
 [data]
 sequence_length = {tokens}
 """
-KEYS = {"members", "machine", "link", "workload", "given", "recommended", "advice", "run_file", "warnings", "candidates"}
+KEYS = {"members", "machine", "link", "workload", "given", "recommended", "advice", "run_file", "warnings", "memory", "candidates"}
 FIGURES = {
     "sample_s",
     "step_s",
@@ -69,7 +69,7 @@ def test_it_says_what_a_run_will_be_like_and_what_to_write(run_file: Path) -> No
     for words in ("85.3 M parameters", "devices compute", "samples/s of the swarm", "up, down a peer and epoch", "optimizer.rule"):
         assert words in text
     assert 'rule = "outer"' in text
-    assert "cannot be audited" in warnings
+    assert "audits" in warnings
 
 
 def test_the_lines_for_the_run_file_are_a_run_file(run_file: Path) -> None:
@@ -209,3 +209,35 @@ def test_sparse_codecs_are_shown_with_what_they_cost(run_file: Path) -> None:
     assert code == 0
     assert "topk64" in text
     assert "not in a run that verifies" in text
+
+
+@pytest.mark.parametrize(
+    ("gb", "words", "flags"),
+    [
+        ("24", "It fits, with micro-batches of up to 10: members need no option", ""),
+        ("12", "swarm-peer join LINK --optimizer-states 8bit", "--optimizer-states 8bit"),
+        ("8", "join LINK --offload-optimizer", "--offload-optimizer"),
+        ("6.5", "join LINK --offload-optimizer --recompute-activations", "--offload-optimizer --recompute-activations"),
+        ("2", "It fits in no way", None),
+    ],
+)
+def test_it_says_how_a_run_fits_a_card(tmp_path: Path, gb: str, words: str, flags: str | None) -> None:
+    path = tmp_path / "run.toml"
+    sections = '[optimizer]\nrule = "outer"\n[outer]\ninner_batch_samples = 16\n[trust]\nauditors = 0\n'
+    path.write_text(RUN_FILE.format(preset="560m", tokens=256) + sections)
+    flags_of_plan = ("--peers", "12", "--mbit", "50", "--device-tflops", "20", "--device-gb", gb)
+    code, text, _ = run(path, *flags_of_plan)
+    assert code == 0
+    assert words in text
+    assert f"memory, for a device of {gb} GiB" in text
+    code, text, _ = run(path, *flags_of_plan, "--json")
+    memory = json.loads(text)["memory"]
+    assert memory["recommended_flags"] == flags
+    assert memory["choices"][0]["device_bytes"] == pytest.approx(sum(memory["choices"][0]["device"].values()))
+
+
+def test_for_an_unknown_device_it_prints_one_line_about_memory(run_file: Path) -> None:
+    _, text, _ = run(run_file, "--peers", "12", "--mbit", "20", "--device-tflops", "1")
+    (line,) = [line for line in text.splitlines() if line.startswith("Memory, GiB:")]
+    assert "weights 0.32" in line
+    assert "main memory" in line

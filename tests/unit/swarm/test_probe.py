@@ -82,3 +82,34 @@ def test_devices_are_chosen_by_what_there_is(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto").type == "cuda"
     assert choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(("reserved_bytes", "largest"), [(2**30, 1), (2**30 - 2**24, 8), (0, 64)])
+def test_room_is_left_for_what_training_keeps(monkeypatch: pytest.MonkeyPatch, reserved_bytes: int, largest: int) -> None:
+    """Where nothing is left, only the first pass is made, whose size nobody knows before; a sample takes 1 MiB, and half may be used."""
+    sizes: list[int] = []
+
+    def passes(_model: torch.nn.Module, tokens_BT: torch.Tensor) -> None:
+        sizes.append(len(tokens_BT))
+
+    monkeypatch.setattr(probe, "available_memory_bytes", lambda: 2**30)
+    monkeypatch.setattr(probe, "_peak_memory_bytes", lambda: sum(sizes) * 2**20)
+    monkeypatch.setattr(probe, "accumulate_gradients", passes)
+    monkeypatch.setattr(
+        probe, "fastest_within", lambda seconds, fits: largest_that_fits(lambda size: fits(size) and seconds(size) is not None, 64)
+    )
+    assert probe_micro_batch(build_model(SMALL, 1), 16, reserved_bytes).micro_batch_samples == largest
+    assert max(sizes) == largest
+
+
+def test_memory_that_is_not_there_is_told_with_what_helps() -> None:
+    with probe._taken(2**20, torch.device("cpu")):
+        pass
+
+    def fail(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", fail)
+        with pytest.raises(DeviceError, match="--optimizer-states 8bit"), probe._taken(2**30, torch.device("cpu")):
+            pass

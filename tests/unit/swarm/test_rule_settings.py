@@ -33,8 +33,14 @@ def spec(rule: str, **averaging: Any) -> RunSpec:
     )
 
 
+def stepping_ahead() -> RunSpec:
+    averaging = {"block_elems": 32, "error_feedback": 0.75, "step_ahead": 0.5}
+    return RunSpec.from_settings(spec("outer").model_dump() | {"outer": {}, "averaging": averaging})
+
+
 def test_every_key_of_the_outer_rule_reaches_it() -> None:
     found = rule_settings(spec("outer", overlap=True, codec="int4", block_elems=32, error_feedback=0.75))
+    assert rule_settings(stepping_ahead()).feedback == FeedbackSettings("fp32", 32, 0.75, 0.5)
     assert isinstance(found, OuterSettings)
     assert CHANGED.keys() == OuterSection.model_fields.keys()
     renamed = {"learning_rate": "outer_learning_rate"}

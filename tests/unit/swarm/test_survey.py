@@ -247,8 +247,8 @@ def test_whatever_fails_ends_in_the_log_with_whose_fault_it_is(
     def fail() -> SwarmView:
         raise failure
 
-    scene.connection.handle.view = fail
     with scene.running() as thread:
+        scene.connection.handle.view = fail
         scene.link.set_result(LINK)
         scene.trainer.pace.computed = Computed(300, surveying.ENOUGH_S, 40)
         thread.join(10)
