@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from protocols.codecs import levels
-from protocols.codecs.base import BytesLike, Codec, largest_magnitude
+from protocols.codecs.base import BytesLike, FixedLengthCodec, largest_magnitude
 from protocols.codecs.full import bytes_view, view_as
 from protocols.codecs.largest import CHUNK_ELEMS, SMALLEST_KEPT, largest_places
 from protocols.codecs.records import Chunks, RecordFormat
@@ -24,7 +24,7 @@ Opened = tuple[int, RecordFormat, Chunks]
 """Where its first chunk begins, and its chunks: the full ones, or the last one."""
 
 
-class TopKCodec(Codec):
+class TopKCodec(FixedLengthCodec):
     """Keeps `slots` of 4096 elements; of a shorter chunk, the last one, the same share, rounded up.
 
     With M the largest magnitude of a block, the error of an element is at most M and 2^-9 of it.

@@ -57,7 +57,7 @@ def check_round_trip(codec: Codec, block_E: torch.Tensor) -> None:
     before_E, data = block_E.clone(), encoded(codec, block_E)
     assert data == encoded(codec, block_E.clone())
     assert torch.equal(block_E, before_E)
-    assert len(data) == codec.encoded_bytes(block_E.numel())
+    assert len(data) in codec.lengths(block_E.numel())
     decoded_E = codec.decode(data, block_E.numel())
     assert decoded_E.dtype == torch.float32
     assert decoded_E.shape == block_E.shape
@@ -120,7 +120,7 @@ def test_decoding_in_place_or_tile_by_tile_is_decoding(codec: Codec, elems: int)
 def test_nothing_is_written_where_bytes_are_refused(codec: Codec) -> None:
     placed = torch.full((10,), 7.0)
     with pytest.raises(ValueError, match="NaN or infinite"):
-        codec.decode_into(b"\xff" * codec.encoded_bytes(10), placed)
+        codec.decode_into(b"\xff" * codec.max_encoded_bytes(10), placed)
     assert bool((placed == 7.0).all())
 
 
@@ -154,7 +154,7 @@ def test_numbers_are_refused_only_for_a_reason(codec: Codec, data: bytes, elems:
     try:
         codec.decode(data, elems)
     except ValueError:
-        size = codec.encoded_bytes(1)
+        size = codec.max_encoded_bytes(1)
         items = [data[i : i + size] for i in range(0, len(data), size)]
         assert len(data) != elems * size or not all(math.isfinite(struct.unpack(FORMATS[codec.name], one)[0]) for one in items)
 
@@ -178,7 +178,8 @@ def test_opposite_infinities_do_not_cancel(codec: Codec) -> None:
 @EACH_CODEC
 @pytest.mark.parametrize("change_bytes", [-1, 1, -2, 2, 4])
 def test_another_length_is_refused(codec: Codec, change_bytes: int) -> None:
-    data = (encoded(codec, torch.ones(8)) + bytes(8))[: codec.encoded_bytes(8) + change_bytes]
+    exact = encoded(codec, torch.ones(8))
+    data = (exact + bytes(8))[: len(exact) + change_bytes]
     with pytest.raises(ValueError, match="were expected"):
         codec.decode(data, 8)
 
