@@ -49,7 +49,7 @@ SPARSE = replace(OUTER, outer_learning_rate=2.0, momentum=0.0, optimizer="fedavg
 
 def rule_of(codec: str, block_elems: int) -> OuterSettings:
     """The outer rule that goes with a codec."""
-    if not codec.startswith("topk"):
+    if not codec.startswith(("topk", "rd")):
         return DENSE
     return replace(SPARSE, feedback=FeedbackSettings(codec, block_elems, DECAY))
 
