@@ -102,7 +102,7 @@ def unpack(data: bytes, elems: int) -> Coded:
     _require(len(data) >= at + _COUNT.size, _SHORT)
     levels_L = np.frombuffer(data, "<u2", size, 1).astype(np.uint16)
     levels.check_table(levels_L[None])
-    _require(int(levels_L[0]) > 0, "levels are not ascending")
+    _require(bool(levels_L.all()), "levels are not ascending")
     (count,) = _COUNT.unpack_from(data, at)
     _require(size <= count <= elems, "more levels than elements that are kept, or more of these than there are")
     at += _COUNT.size

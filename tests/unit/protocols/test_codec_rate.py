@@ -214,6 +214,7 @@ def changed(at: int, *replacement: int) -> bytes:
     ("data", "reason"),
     [
         (changed(1, 0, 0), "levels are not ascending"),
+        (changed(COUNT_AT - 2, 0, 0), "levels are not ascending"),
         (changed(1, 1, 0), "subnormal"),
         (changed(1, 0, 0xFF), "NaN or infinite"),
         (changed(1, *DATA[3:5], *DATA[1:3]), "not ascending"),
