@@ -22,7 +22,7 @@ RULES = rules("rd50", BLOCK)
 def through(vector_D: torch.Tensor) -> torch.Tensor:
     """As it arrives."""
     codec = codec_named("rd50")
-    return torch.cat([codec.decode(codec.encode(block_E), block_E.numel()) for block_E in vector_D.split(BLOCK)])
+    return torch.cat([codec.decode(codec.encode(block_E), block_E.numel()) for block_E in torch.split(vector_D, BLOCK)])
 
 
 def test_everyone_gets_the_mean_of_what_was_sent_in_the_bytes_of_one_encoder() -> None:
@@ -116,7 +116,7 @@ def test_a_reducer_that_returns_another_length_is_done_without(change: Callable[
             done = averaged([outcomes[number] for number in range(COUNT) if number != LIAR])
             assert len(done) == COUNT - 1
             assert same_bytes(done)
-            assert all(bool((block_E != 0).any()) for block_E in done[0].vector_D.split(BLOCK))
+            assert all(bool((block_E != 0).any()) for block_E in torch.split(done[0].vector_D, BLOCK))
             assert any(swarm.members[LIAR].peer in outcome.blamed for outcome in done)
 
     run_simulated(main(), seed=1)
