@@ -1,5 +1,5 @@
 """Codecs: fp32 block <-> bytes on the wire. Read `base.py` (the seam and its contract), then `full.py`, `half.py`, `blockwise.py` with
-`linear.py` and `exponent.py`, and `policy.py`, which chooses among them.
+`linear.py` and `exponent.py`, `policy.py`, which chooses among them, and of sparse blocks `topk.py` and `rate.py`.
 """
 
 from __future__ import annotations
