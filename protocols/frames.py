@@ -11,7 +11,7 @@ A frame is a 24-byte little-endian header followed by raw bytes:
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -85,7 +85,7 @@ class FrameReader:
     Args:
         sender: whom to blame.
         kind: the only kind of block this stream may carry.
-        expected_bytes: block -> exact length of its encoding; a block that is absent, or comes twice, is refused.
+        lengths: block -> lengths that its encoding may have; another one, a block that is absent or one that comes twice is refused.
         buffer_for: gives the memory (writable, of just that length) that an encoded block is put together in.
         hashed: whether to hash parts too; results always are.
     """
@@ -94,14 +94,14 @@ class FrameReader:
         self,
         sender: PeerId,
         kind: FrameKind,
-        expected_bytes: dict[BlockIndex, int],
+        lengths: Mapping[BlockIndex, range],
         buffer_for: Callable[[BlockIndex, int], BytesLike] = fresh_buffer,
         *,
         hashed: bool = False,
     ) -> None:
         self._sender = sender
         self._kind = kind
-        self._waiting = dict(expected_bytes)
+        self._waiting = dict(lengths)
         self._buffer_for = buffer_for
         self._hashed = hashed or kind is FrameKind.RESULT
         self._current: BlockBytes | None = None
@@ -130,7 +130,7 @@ class FrameReader:
             raise RemoteProtocolError(self._sender, f"a part of block {block_number} that names contributors")
         block = BlockIndex(block_number)
         if self._current is None:
-            if block not in self._waiting or offset != 0 or total != self._waiting[block]:
+            if block not in self._waiting or offset != 0 or total not in self._waiting[block]:
                 raise RemoteProtocolError(self._sender, f"block {block} of {total} bytes at offset {offset} was not expected")
             self._current = BlockBytes(self._kind, block, self._buffer_for(block, total), contributors)
             self._hasher = blake3()

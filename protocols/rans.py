@@ -52,34 +52,67 @@ class Alphabet:
             raise ValueError("frequencies do not add up")
         self.together = max(count for count in range(1, _MOST_IN_ONE + 1) if size**count <= LARGEST_ALPHABET)
         places = size ** np.arange(self.together)
-        self.numbers = np.arange(size**self.together)[:, None] // places % size
-        exact = np.full(len(self.numbers), 1 << _EXACT, dtype=np.int64)
+        self._numbers = np.arange(size**self.together)[:, None] // places % size
+        exact = np.full(len(self._numbers), 1 << _EXACT, dtype=np.int64)
         for column in range(self.together):
-            exact = exact * shares_A[self.numbers[:, column]] >> SCALE_BITS
+            exact = exact * shares_A[self._numbers[:, column]] >> SCALE_BITS
         shares = shares_A if self.together == 1 else frequencies(exact)
         self.shares = shares.astype(np.uint64)
         self.begins = (np.cumsum(shares) - shares).astype(np.uint64)
         self.owners = np.repeat(np.arange(shares.size, dtype=np.uint8), shares)
         self._places = places
 
-    def symbols(self, numbers_E: Numbers) -> Numbers:
+    def count(self, elems: int) -> int:
+        """S of so many numbers."""
+        return -(-elems // self.together)
+
+    def symbols(self, numbers_E: Numbers | Bits) -> Numbers | Bits:
         """E numbers, filled up with zeros, as S symbols."""
-        filled = np.zeros(-(-numbers_E.size // self.together) * self.together, dtype=np.int64)
+        if self.together == _MOST_IN_ONE:  # of 0 and 1, which lie in the bits of a byte in this order
+            return np.packbits(numbers_E.astype(np.uint8, copy=False), bitorder="little")
+        filled = np.zeros(self.count(numbers_E.size) * self.together, dtype=np.int64)
         filled[: numbers_E.size] = numbers_E
         found: Numbers = filled.reshape(-1, self.together) @ self._places
         return found
 
+    def numbers_of(self, symbols_S: Bits, elems: int) -> Numbers | Bits:
+        """The reverse.
 
-def encode(alphabet: Alphabet, numbers_E: Numbers, seeds_F: Words) -> tuple[Words, Words]:
-    """The last states of all lanes, and words of 32 bits.
+        Raises:
+            ValueError: filled up with something else.
+        """
+        filled = np.unpackbits(symbols_S, bitorder="little") if self.together == _MOST_IN_ONE else self._numbers[symbols_S].reshape(-1)
+        if bool(filled[elems:].any()):
+            raise ValueError("a number that is not there is not zero")
+        return filled[:elems]
+
+
+def begun(seeds_F: Words) -> Words:
+    """States that begin with seeds, below 2^32 each, which come back when decoding."""
+    return seeds_F | _LOWEST
+
+
+def seeds_of(states_F: Words) -> Words:
+    """The reverse.
+
+    Raises:
+        ValueError: states that no seeds lead to.
+    """
+    if bool((states_F >> _WORD != 1).any()):
+        raise ValueError("lanes do not end where they begin")
+    return states_F & _LOWER
+
+
+def encode(alphabet: Alphabet, numbers_E: Numbers | Bits, states_F: Words) -> tuple[Words, Words]:
+    """The next states of all lanes, and words of 32 bits. What is coded last is decoded first.
 
     Args:
         alphabet: that the numbers are of.
-        numbers_E: what is coded.
-        seeds_F: below 2^32 each; come back when decoding.
+        numbers_E: what is coded; at least one.
+        states_F: of `begun`, or of what was coded before.
     """
-    symbols_S, lanes = alphabet.symbols(numbers_E), seeds_F.size
-    states_F = seeds_F | _LOWEST
+    symbols_S, lanes = alphabet.symbols(numbers_E), states_F.size
+    states_F = states_F.copy()
     out: list[Words] = []
     for start in range((symbols_S.size - 1) // lanes * lanes, -1, -lanes):
         row = symbols_S[start : start + lanes]
@@ -92,13 +125,13 @@ def encode(alphabet: Alphabet, numbers_E: Numbers, seeds_F: Words) -> tuple[Word
     return states_F, np.concatenate(out[::-1])
 
 
-def decode(alphabet: Alphabet, elems: int, states_F: Words, words: Words) -> tuple[Numbers, Words]:
-    """The numbers, and the lanes' seeds.
+def decode(alphabet: Alphabet, elems: int, states_F: Words, words: Words) -> tuple[Numbers | Bits, Words, Words]:
+    """The numbers, the states before them, and the words that are left.
 
     Raises:
-        ValueError: too few words, too many, or states that no seeds lead to.
+        ValueError: too few words, or symbols that are not of so many numbers.
     """
-    count, lanes, at = -(-elems // alphabet.together), states_F.size, 0
+    count, lanes, at = alphabet.count(elems), states_F.size, 0
     symbols_S, states_F = np.empty(count, dtype=np.uint8), states_F.copy()
     for start in range(0, count, lanes):
         states = states_F[: min(lanes, count - start)]
@@ -111,9 +144,7 @@ def decode(alphabet: Alphabet, elems: int, states_F: Words, words: Words) -> tup
             raise ValueError("words are missing")
         states[low] = states[low] << _WORD | words[at : at + low.size]
         at += low.size
-    if at != words.size or bool((states_F >> _WORD != 1).any()):
-        raise ValueError("words are left over, or lanes do not end where they begin")
-    return alphabet.numbers[symbols_S].reshape(-1)[:elems], states_F & _LOWER
+    return alphabet.numbers_of(symbols_S, elems), states_F, words[at:]
 
 
 def bits_of(values: Words, widths: Numbers) -> Bits:
@@ -132,3 +163,30 @@ def values_of(bits: Bits, widths: Numbers) -> Words:
     found = np.zeros(widths.size, dtype=np.uint64)
     np.bitwise_or.at(found, owners, bits[:total].astype(np.uint64) << down)
     return found
+
+
+class BitReader:
+    """Bits, taken one part after the other."""
+
+    def __init__(self, bits: Bits) -> None:
+        self._bits = bits
+
+    def take(self, count: int) -> Bits:
+        """The next ones."""
+        if count > self._bits.size:
+            raise ValueError("an encoding is too short")
+        taken, self._bits = self._bits[:count], self._bits[count:]
+        return taken
+
+    def numbers(self, widths: Numbers) -> Words:
+        """The next ones as numbers."""
+        return values_of(self.take(int(widths.sum())), widths)
+
+    def at_end(self) -> bool:
+        """Whether only what fills a byte is left."""
+        return self._bits.size < 8 and not bool(self._bits.any())
+
+
+def bit_lengths(states_F: Words) -> Numbers:
+    """Of numbers from 2^32 on."""
+    return np.frexp((states_F >> _WORD).astype(np.float64))[1].astype(np.int64) + 32

@@ -113,8 +113,8 @@ def encode(numbers_E: Numbers) -> bytes:
     begun = np.zeros(32 * lanes, dtype=np.uint8)
     begun[: min(signs_Z.size, begun.size)] = signs_Z[: begun.size]
     seeds_F = rans.values_of(begun, np.full(lanes, 32))
-    states_F, words = rans.encode(rans.Alphabet(shares_A), coded_E, seeds_F)
-    lengths_F = _bit_lengths(states_F)
+    states_F, words = rans.encode(rans.Alphabet(shares_A), coded_E, rans.begun(seeds_F))
+    lengths_F = rans.bit_lengths(states_F)
     escaped = magnitudes_E[magnitudes_E >= _ESCAPE].astype(np.uint64)
     bits = [
         rans.bits_of((lengths_F - 33).astype(np.uint64), np.full(lanes, 5)),
@@ -147,16 +147,19 @@ def decode(data: bytes, elems: int) -> Numbers:
     if len(data) < at + 4 + 4 * count:
         raise ValueError("an encoding is too short")
     words = np.frombuffer(data, "<u4", count, at + 4).astype(np.uint64)
-    bits = _Bits(np.unpackbits(np.frombuffer(data, np.uint8, offset=at + 4 + 4 * count)))
+    bits = rans.BitReader(np.unpackbits(np.frombuffer(data, np.uint8, offset=at + 4 + 4 * count)))
     return _decoded(alphabet, words, bits, (elems, nonzeros))
 
 
-def _decoded(alphabet: rans.Alphabet, words: rans.Words, bits: _Bits, sizes: tuple[int, int]) -> Numbers:
+def _decoded(alphabet: rans.Alphabet, words: rans.Words, bits: rans.BitReader, sizes: tuple[int, int]) -> Numbers:
     elems, nonzeros = sizes
     lanes = _lanes(nonzeros)
     lengths_F = bits.numbers(np.full(lanes, 5)).astype(np.int64) + 33
     states_F = bits.numbers(lengths_F - 1) | np.uint64(1) << (lengths_F - 1).astype(np.uint64)
-    magnitudes_E, seeds_F = rans.decode(alphabet, elems, states_F, words)
+    found_E, states_F, left = rans.decode(alphabet, elems, states_F, words)
+    if left.size:
+        raise ValueError("words are left over")
+    magnitudes_E, seeds_F = found_E.astype(np.int64), rans.seeds_of(states_F)
     places_Z = np.flatnonzero(magnitudes_E)
     begun = rans.bits_of(seeds_F, np.full(lanes, 32))
     signs_Z = np.concatenate([begun[:nonzeros], bits.take(max(0, nonzeros - 32 * lanes))])
@@ -168,32 +171,5 @@ def _decoded(alphabet: rans.Alphabet, words: rans.Words, bits: _Bits, sizes: tup
     return magnitudes_E
 
 
-class _Bits:
-    """Bits, taken one part after the other."""
-
-    def __init__(self, bits: rans.Bits) -> None:
-        self._bits = bits
-
-    def take(self, count: int) -> rans.Bits:
-        """The next ones."""
-        if count > self._bits.size:
-            raise ValueError("an encoding is too short")
-        taken, self._bits = self._bits[:count], self._bits[count:]
-        return taken
-
-    def numbers(self, widths: Numbers) -> rans.Words:
-        """The next ones as numbers."""
-        return rans.values_of(self.take(int(widths.sum())), widths)
-
-    def at_end(self) -> bool:
-        """Whether only what fills a byte is left."""
-        return self._bits.size < 8 and not bool(self._bits.any())
-
-
 def _lanes(nonzeros: int) -> int:
     return max(1, min(nonzeros // _NONZEROS_OF_A_LANE, _MOST_LANES))
-
-
-def _bit_lengths(states_F: rans.Words) -> Numbers:
-    """Of numbers from 2^32 on."""
-    return np.frexp((states_F >> np.uint64(32)).astype(np.float64))[1].astype(np.int64) + 32

@@ -193,7 +193,7 @@ class AveragingSection(_Section):
     """
 
     block_elems: Annotated[int, Field(ge=16, le=2**26)] = 2**20
-    codec: Literal["fp32", "fp16", "bf16", "int8", "int4", "e3m0", "adaptive-int8", "topk64", "topk128"] = "fp32"
+    codec: Literal["fp32", "fp16", "bf16", "int8", "int4", "e3m0", "adaptive-int8", "topk64", "topk128", "rd20", "rd50", "rd100"] = "fp32"
     max_group: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = 16
     overlap: bool = False
     error_feedback: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -249,7 +249,7 @@ class RunSpec(_Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunSpec:
-        sparse, feedback = self.averaging.codec.startswith("topk"), self.averaging.error_feedback > 0
+        sparse, feedback = self.averaging.codec.startswith(("topk", "rd")), self.averaging.error_feedback > 0
         if self.trust.verify and sparse:
             raise ValueError("what a sparse codec leaves out hides lies: set verify = false in [trust], or choose another averaging.codec")
         if sparse and not feedback:

@@ -48,7 +48,7 @@ async def average_by_plan(
     first_digest = plan.digest
     digests: tuple[bytes, ...] = (first_digest,)
     result = rounds.results[first_digest] = RoundResult(context.blocks_of(own_D.numel()), context.rules.codec, context.memory)
-    most_s = generous_s(plan, context.rules.codec.encoded_bytes(plan.size_elems))
+    most_s = generous_s(plan, context.rules.codec.max_encoded_bytes(plan.size_elems))
     patience = Patience(rounds.exchange_deadline, context.rules.stall_timeout_s, most_s)
     try:
         while True:

@@ -84,7 +84,7 @@ class Exchange:
             finally:
                 cut.cancel()
                 watch.cancel()
-        self._terms.measuring.end(complete=all(self._result.hashes))
+        self._terms.measuring.end(self._result.encoded_bytes, complete=all(self._result.hashes))
         self._own_D = torch.empty(0)
 
     def abandon(self) -> None:
@@ -171,7 +171,7 @@ class Exchange:
 
     async def _take_all_results(self, stream: Stream, reducer: int) -> None:
         terms = self._terms
-        reader = FrameReader(stream.peer, FrameKind.RESULT, terms.expected_bytes(reducer), self._result.buffer_for)
+        reader = FrameReader(stream.peer, FrameKind.RESULT, terms.lengths(reducer), self._result.buffer_for)
         while not reader.complete:
             item = reader.feed(await next_frame(stream, terms.rules.stall_timeout_s))
             if item:
@@ -182,7 +182,7 @@ class Exchange:
             terms.measuring.moved()
         if self._evidence:
             await self._take_statement(stream, reducer, self._evidence)
-            drop_minorities(self._plan, self._result, terms.expected_bytes(reducer))
+            drop_minorities(self._plan, self._result, blocks_reduced_by(self._plan, reducer))
 
     async def _take_statement(self, stream: Stream, reducer: int, evidence: Evidence) -> None:
         """A reducer signs for its blocks; those that it does not sign for are as good as missing."""

@@ -30,8 +30,8 @@ async def fetch_blocks(
     if endpoint is None:
         return True
     rules = context.rules
-    expected = {block: rules.codec.encoded_bytes(result.blocks.elems(block)) for block in wanted}
-    reader = FrameReader(holder, FrameKind.RESULT, expected)
+    lengths = {block: rules.codec.lengths(result.blocks.elems(block)) for block in wanted}
+    reader = FrameReader(holder, FrameKind.RESULT, lengths)
     try:
         async with context.transport.stream(endpoint, "blocks", timeout_s=rules.round_timeout_s) as stream:
             await stream.send(BlocksRequest(first_plan_digest, tuple(wanted)).encode())

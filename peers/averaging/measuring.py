@@ -22,7 +22,6 @@ class Measuring:
     def __init__(self, context: MemberContext, plan: Plan, me: int) -> None:
         self._bandwidth = context.bandwidth
         self._transport = context.transport
-        self._codec = context.rules.codec
         self._plan = plan
         self._me = me
         self._full = fills_its_link(plan, me)
@@ -45,15 +44,15 @@ class Measuring:
         """All parts of a member have come."""
         self._parts_in_s[sender] = asyncio.get_running_loop().time() - self._began_s
 
-    def end(self, *, complete: bool) -> None:
+    def end(self, vector_bytes: int, *, complete: bool) -> None:
         """The exchange is over.
 
         Args:
-            complete: we hold every block of the result.
+            vector_bytes: encoded length of all blocks of the result that we hold.
+            complete: those are all there are.
         """
         if self._bandwidth and self._sampler:
             now = asyncio.get_running_loop().time()
             self._bandwidth.meter.note(self._sampler.rate(now, self._transport.traffic, full=self._full))
             if complete and self._plan.attempt == 0:
-                vector_bytes = self._codec.encoded_bytes(self._plan.size_elems)
                 self._bandwidth.round_done(self._plan, self._me, vector_bytes, now - self._began_s, self._parts_in_s)

@@ -231,7 +231,7 @@ class Reducing:
     async def _take_parts(self, stream: Stream, sender: int) -> None:
         terms = self._terms
         evidence = terms.evidence
-        reader = FrameReader(stream.peer, FrameKind.PART, terms.expected_bytes(terms.me), terms.buffer, hashed=evidence is not None)
+        reader = FrameReader(stream.peer, FrameKind.PART, terms.lengths(terms.me), terms.buffer, hashed=evidence is not None)
         try:
             while not reader.complete:
                 item = reader.feed(await next_frame(stream, terms.rules.stall_timeout_s))

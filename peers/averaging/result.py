@@ -34,10 +34,16 @@ class RoundResult:
         self.masks: dict[BlockIndex, int] = {}
         self.contents: list[bytes] = [b""] * blocks.count
         self.hashes: list[bytes] = [b""] * blocks.count
+        self._lengths: list[int] = [0] * blocks.count
 
     def without_vector(self) -> RoundResult:
         """One that holds nothing, for whoever needs ours no longer."""
         return RoundResult(Blocks(1, 1), self._codec, self._memory)
+
+    @property
+    def encoded_bytes(self) -> int:
+        """What the blocks that were put here took on the wire."""
+        return sum(self._lengths)
 
     def buffer_for(self, block: BlockIndex, total_bytes: int) -> BytesLike:
         """Where an encoded block is received: in its place, if its encoding is what is kept there. What was held there is lost."""
@@ -54,5 +60,6 @@ class RoundResult:
         if not isinstance(part_E, torch.Tensor) or part_E.data_ptr() != place_E.data_ptr():  # or it is in its place already
             read_part(part_E, 0, place_E)
         self.masks[item.block] = item.contributors
+        self._lengths[item.block] = memoryview(item.data).nbytes
         self.contents[item.block] = item.content or content_hash(item.data)
         self.hashes[item.block] = block_hash(self.contents[item.block], item.contributors)

@@ -55,9 +55,9 @@ class Terms:
         """For one stream to a member; all of them together keep to what the links carry."""
         return Pace(self.rules.heartbeat_s, self._turns.get(member))
 
-    def expected_bytes(self, reducer: int) -> dict[BlockIndex, int]:
-        """Length of the encoding of every block that a member reduces."""
-        return {block: self.codec.encoded_bytes(self.blocks.elems(block)) for block in blocks_reduced_by(self.plan, reducer)}
+    def lengths(self, reducer: int) -> dict[BlockIndex, range]:
+        """Lengths that the encoding of every block that a member reduces may have."""
+        return {block: self.codec.lengths(self.blocks.elems(block)) for block in blocks_reduced_by(self.plan, reducer)}
 
     def buffer(self, _block: BlockIndex, total_bytes: int) -> BytesLike:
         """Where an encoded block is received that is not kept for long."""

@@ -1,5 +1,5 @@
 """Codecs: fp32 block <-> bytes on the wire. Read `base.py` (the seam and its contract), then `full.py`, `half.py`, `blockwise.py` with
-`linear.py` and `exponent.py`, and `policy.py`, which chooses among them.
+`linear.py` and `exponent.py`, `policy.py`, which chooses among them, and of sparse blocks `topk.py` and `rate.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from protocols.codecs.full import Fp32Codec
 from protocols.codecs.half import Bf16Codec, Fp16Codec
 from protocols.codecs.linear import Int4Codec, Int8Codec
 from protocols.codecs.policy import SizeAdaptiveCodec
+from protocols.codecs.rate import RateCodec
 from protocols.codecs.topk import TopKCodec
 
 _ALL: tuple[Codec, ...] = (
@@ -22,6 +23,9 @@ _ALL: tuple[Codec, ...] = (
     SizeAdaptiveCodec("adaptive-int8", small=Fp32Codec(), large=Int8Codec()),
     TopKCodec("topk64", slots=64, value_bits=2),
     TopKCodec("topk128", slots=128, value_bits=4),
+    RateCodec("rd20", percent=20),
+    RateCodec("rd50", percent=50),
+    RateCodec("rd100", percent=100),
 )
 _CODECS: dict[str, Codec] = {codec.name: codec for codec in _ALL}
 

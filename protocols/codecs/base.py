@@ -3,7 +3,8 @@
 - `encode` is deterministic: the same block gives the same bytes, on any machine with IEEE fp32 arithmetic;
 - `decode(encode(x))` has x's length and differs from x by at most `worst_error(x)` in each element;
 - decoding is a projection: encoding a decoded block gives the same bytes again;
-- `decode` refuses every byte string that is not exactly an encoding of `elems` finite elements.
+- `decode` refuses every byte string that is not exactly an encoding of `elems` finite elements;
+- an encoding's length is one of `lengths(elems)`: exactly one for a `FixedLengthCodec`, else bounded by `max_encoded_bytes`.
 
 Whoever averages need not decode first: `open` checks an encoding once, and tiles of it are decoded when they are needed, while they are
 in a core's cache (`protocols.aggregation.mean.weighted_mean` takes opened blocks).
@@ -30,8 +31,12 @@ class Codec(ABC):
     """As in `RunSpec.averaging.codec`."""
 
     @abstractmethod
-    def encoded_bytes(self, elems: int) -> int:
-        """Exact length of an encoded block of that many elements."""
+    def max_encoded_bytes(self, elems: int) -> int:
+        """Length that no encoding of a block of that many elements exceeds."""
+
+    def lengths(self, elems: int) -> range:
+        """Lengths that such an encoding may have. Whoever receives one refuses any other before it takes a byte."""
+        return range(min(elems, 1), self.max_encoded_bytes(elems) + 1)
 
     @abstractmethod
     def encode(self, block_E: torch.Tensor) -> BytesLike:
@@ -80,6 +85,23 @@ class Codec(ABC):
             ValueError: as `open`.
         """
         read_part(self.open(data, out_E.numel()), 0, out_E)
+
+
+class FixedLengthCodec(Codec):
+    """A codec whose lengths depend on nothing but the number of elements."""
+
+    @abstractmethod
+    def encoded_bytes(self, elems: int) -> int:
+        """Exact length of an encoded block of that many elements."""
+
+    def max_encoded_bytes(self, elems: int) -> int:
+        """The exact length."""
+        return self.encoded_bytes(elems)
+
+    def lengths(self, elems: int) -> range:
+        """Only the exact one."""
+        exact = self.encoded_bytes(elems)
+        return range(exact, exact + 1)
 
 
 def norm64(block_E: torch.Tensor) -> float:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from protocols.codecs.base import BytesLike, Codec
+from protocols.codecs.base import BytesLike, FixedLengthCodec
 from protocols.codecs.full import bytes_view, view_as
 from protocols.codecs.grouping import Grouping
 from protocols.parts import TILE_ELEMS, tiles
@@ -63,7 +63,7 @@ def scale_values(bits_G: ScaleBits) -> Magnitudes:
     return (bits_G.astype(np.uint32) << DROPPED_BITS).view(np.float32)
 
 
-class BlockwiseCodec(Codec):
+class BlockwiseCodec(FixedLengthCodec):
     """A codec of small integers; a subclass says which.
 
     Class attributes:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from protocols.codecs.base import BytesLike, Codec
+from protocols.codecs.base import BytesLike, FixedLengthCodec
 
 
 def all_finite(vector: torch.Tensor) -> bool:
@@ -34,7 +34,7 @@ def bytes_view(array: np.ndarray[Any, Any]) -> BytesLike:
     return array.data.cast("B") if array.size else b""
 
 
-class Fp32Codec(Codec):
+class Fp32Codec(FixedLengthCodec):
     """Identity codec."""
 
     name = "fp32"

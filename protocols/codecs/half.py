@@ -8,7 +8,7 @@ from abc import abstractmethod
 import numpy as np
 import torch
 
-from protocols.codecs.base import BytesLike, Codec, largest_magnitude, norm64
+from protocols.codecs.base import BytesLike, FixedLengthCodec, largest_magnitude, norm64
 from protocols.codecs.full import bytes_view, view_as
 from protocols.parts import TILE_ELEMS, tiles
 
@@ -29,7 +29,7 @@ class HalfBlock:
         out_T.copy_(self.half_E[start : start + out_T.numel()])
 
 
-class _HalfCodec(Codec):
+class _HalfCodec(FixedLengthCodec):
     """What the two have in common.
 
     Class attributes:

@@ -36,9 +36,13 @@ class SizeAdaptiveCodec(Codec):
         """The codec for blocks of that many elements."""
         return self._small if elems <= self._limit_elems else self._large
 
-    def encoded_bytes(self, elems: int) -> int:
+    def max_encoded_bytes(self, elems: int) -> int:
         """As the chosen codec has it."""
-        return self.chosen(elems).encoded_bytes(elems)
+        return self.chosen(elems).max_encoded_bytes(elems)
+
+    def lengths(self, elems: int) -> range:
+        """As the chosen codec has it."""
+        return self.chosen(elems).lengths(elems)
 
     def encode(self, block_E: torch.Tensor) -> BytesLike:
         """As the chosen codec does."""

@@ -15,16 +15,17 @@ import torch
 from numpy.typing import NDArray
 
 from protocols.codecs import levels
-from protocols.codecs.base import BytesLike, Codec, largest_magnitude
+from protocols.codecs.base import BytesLike, FixedLengthCodec, largest_magnitude
 from protocols.codecs.full import bytes_view, view_as
 from protocols.codecs.largest import CHUNK_ELEMS, SMALLEST_KEPT, largest_places
 from protocols.codecs.records import Chunks, RecordFormat
+from protocols.codecs.sparse import SparseBlock
 
 Opened = tuple[int, RecordFormat, Chunks]
 """Where its first chunk begins, and its chunks: the full ones, or the last one."""
 
 
-class TopKCodec(Codec):
+class TopKCodec(FixedLengthCodec):
     """Keeps `slots` of 4096 elements; of a shorter chunk, the last one, the same share, rounded up.
 
     With M the largest magnitude of a block, the error of an element is at most M and 2^-9 of it.
@@ -89,7 +90,7 @@ class TopKCodec(Codec):
         Raises:
             ValueError: wrong length, levels that are not ascending, not used, NaN, infinite or subnormal, and as `RecordFormat.read`.
         """
-        return SparseBlock(self._opened(data, elems), elems)
+        return _listed(self._opened(data, elems), elems)
 
     def _opened(self, data: BytesLike, elems: int) -> list[Opened]:
         bytes_E, end, found = view_as(data, torch.uint8, self.encoded_bytes(elems)).numpy(), 0, []
@@ -122,31 +123,15 @@ class TopKCodec(Codec):
         return math.sqrt(squares)
 
 
-class SparseBlock:
-    """An opened sparse block: a list of elements.
-
-    Args:
-        opened: its chunks.
-        elems: its elements.
-    """
-
-    def __init__(self, opened: list[Opened], elems: int) -> None:
-        places, kept = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.float32)]
-        for start, form, chunks in opened:
-            rows, _ = np.nonzero(chunks.filled_NK)
-            codes_P = chunks.codes_NK[chunks.filled_NK]
-            places.append(chunks.places_NK[chunks.filled_NK] + rows * form.elems + start)
-            magnitudes_P = levels.values(chunks.levels_NL)[rows, codes_P >> 1]
-            kept.append(np.where(codes_P & 1, -magnitudes_P, magnitudes_P))
-        self.places_P: NDArray[np.int64] = np.concatenate(places)
-        self.kept_P: NDArray[np.float32] = np.concatenate(kept)
-        self.elems = elems
-
-    def read(self, start: int, out_T: torch.Tensor) -> None:
-        """Zeros, and the kept elements that lie there."""
-        first, end = np.searchsorted(self.places_P, (start, start + out_T.numel()))
-        out_T.zero_()
-        out_T.scatter_(0, torch.from_numpy(self.places_P[first:end] - start), torch.from_numpy(self.kept_P[first:end]))
+def _listed(opened: list[Opened], elems: int) -> SparseBlock:
+    places, kept = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.float32)]
+    for start, form, chunks in opened:
+        rows, _ = np.nonzero(chunks.filled_NK)
+        codes_P = chunks.codes_NK[chunks.filled_NK]
+        places.append(chunks.places_NK[chunks.filled_NK] + rows * form.elems + start)
+        magnitudes_P = levels.values(chunks.levels_NL)[rows, codes_P >> 1]
+        kept.append(np.where(codes_P & 1, -magnitudes_P, magnitudes_P))
+    return SparseBlock(np.concatenate(places), np.concatenate(kept), elems)
 
 
 def _elems_of_levels(chunks: Chunks) -> NDArray[np.int64]:

@@ -70,14 +70,14 @@ class GroupTraffic:
 
 
 def vector_bytes(codec: str, blocks: Blocks) -> int:
-    """S: all blocks of one member, encoded.
+    """S: all blocks of one member, encoded; at most so many where lengths vary.
 
     Raises:
         ValueError: unknown codec.
     """
     known = codec_named(codec)
     last_elems = blocks.size_elems - (blocks.count - 1) * blocks.block_elems
-    return (blocks.count - 1) * known.encoded_bytes(blocks.block_elems) + known.encoded_bytes(last_elems)
+    return (blocks.count - 1) * known.max_encoded_bytes(blocks.block_elems) + known.max_encoded_bytes(last_elems)
 
 
 @lru_cache(maxsize=64)

@@ -54,11 +54,18 @@ SPARSE_RATE = 2.5
 """By the root of the members. Few members send the same elements, and a mean of N vectors that have little in common is about as much
 shorter as the root of N."""
 
+RICH = ("rd50", "rd100")
+"""Codecs that leave out too little for a step ahead to pay."""
+
+RICH_RATE = 2.0
+
 
 def rule_of(codec: str, block_elems: int, members: int) -> OuterSettings:
     """The outer rule that goes with a codec and a group."""
-    if not codec.startswith("topk"):
+    if not codec.startswith(("topk", "rd")):
         return DENSE
+    if codec in RICH:
+        return replace(SPARSE, outer_learning_rate=RICH_RATE, feedback=FeedbackSettings(codec, block_elems, DECAY))
     feedback = FeedbackSettings(codec, block_elems, DECAY, STEP_AHEAD)
     return replace(SPARSE, outer_learning_rate=SPARSE_RATE * math.sqrt(members), feedback=feedback)
 

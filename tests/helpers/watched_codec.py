@@ -40,8 +40,11 @@ class WatchedCodec(Codec):
     def __post_init__(self) -> None:
         self.name = self.inner.name
 
-    def encoded_bytes(self, elems: int) -> int:
-        return self.inner.encoded_bytes(elems)
+    def max_encoded_bytes(self, elems: int) -> int:
+        return self.inner.max_encoded_bytes(elems)
+
+    def lengths(self, elems: int) -> range:
+        return self.inner.lengths(elems)
 
     def encode(self, block_E: torch.Tensor) -> BytesLike:
         self.encoded.append(Asked(block_E.numel(), asyncio.get_running_loop().time()))

@@ -110,7 +110,7 @@ def _sealed_payload(data: bytes) -> SealedJoin:
 
 def _read_frames(kind: FrameKind) -> Any:
     def read(data: bytes) -> list[tuple[int, bytes, int, bytes]]:
-        reader = FrameReader(SENDER, kind, {BlockIndex(0): 10, BlockIndex(1): 0, BlockIndex(7): 33})
+        reader = FrameReader(SENDER, kind, {BlockIndex(0): range(10, 11), BlockIndex(1): range(1), BlockIndex(7): range(1, 34)})
         items = [reader.feed(frame) for frame in unlisted(data)]
         return [(item.block, bytes(item.data), item.contributors, item.content) for item in items if item]
 
@@ -120,7 +120,7 @@ def _read_frames(kind: FrameKind) -> Any:
 def _frames(kind: FrameKind, contributors: int) -> list[bytes]:
     blocks = {0: b"0123456789", 1: b"", 7: bytes(range(33))}
     frames = [frame for at, data in blocks.items() for frame in frames_of(BlockBytes(kind, BlockIndex(at), data, contributors), 8)]
-    return [listed(HEARTBEAT, *frames), listed(*frames[-5:])]
+    return [listed(HEARTBEAT, *frames), listed(*frames[-5:]), listed(*frames_of(BlockBytes(kind, BlockIndex(7), b"short", contributors)))]
 
 
 def _codec_target(name: str) -> Target:

@@ -47,7 +47,7 @@ def sent(size_bytes: int, bytes_per_s: float) -> tuple[Pace, list[bytes], bytes]
 @pytest.mark.parametrize("size_bytes", [0, 1, MIN_CHUNK_BYTES, MIN_CHUNK_BYTES + 1, 4 * 2**20 + 3])
 def test_the_reader_puts_the_block_together_again(size_bytes: int, bytes_per_s: float) -> None:
     _, frames, data = sent(size_bytes, bytes_per_s)
-    reader = FrameReader(PEER, FrameKind.PART, {BlockIndex(2): size_bytes})
+    reader = FrameReader(PEER, FrameKind.PART, {BlockIndex(2): range(size_bytes, size_bytes + 1)})
     whole = [item for item in map(reader.feed, frames) if item]
     assert [bytes(item.data) for item in whole] == [data]
 

@@ -105,7 +105,7 @@ def test_bytes_are_those_of_the_plain_encoder(codec: TopKCodec, block_E: torch.T
 @each_named
 def test_the_named_ones_are_of_that_many_bits(name: str, bits: float, slots: int) -> None:
     codec = codec_named(name)
-    assert codec.encoded_bytes(2**20) * 8 / 2**20 == bits
+    assert codec.max_encoded_bytes(2**20) * 8 / 2**20 == bits
     block_E = normal(2**15)
     decoded_E = codec.decode(codec.encode(block_E), 2**15)
     assert (decoded_E != 0).view(-1, CHUNK_ELEMS).sum(1).tolist() == [slots] * 8

@@ -64,6 +64,9 @@ def many_magnitudes(elems: int) -> torch.Tensor:
         ("adaptive-int8", "0000803f 000000bf 9a99993e 00000080 0ad7233c 0000c0bf"),
         ("topk64", "807f 0000 02 01 01"),
         ("topk128", "807f 0000 0000 0000 0000 0000 0000 0000 02 01 01"),
+        ("rd20", "03 9a7d 007f 807f 04000000 ff7f ff3f ff3f 8073ecb2e85880"),
+        ("rd50", "03 9a7d 007f 807f 04000000 ff7f ff3f ff3f 8073ecb2e85880"),
+        ("rd100", "03 9a7d 007f 807f 04000000 ff7f ff3f ff3f 8073ecb2e85880"),
     ],
 )
 def test_six_elements_byte_by_byte(name: str, encoding: str) -> None:
@@ -82,6 +85,9 @@ def test_six_elements_byte_by_byte(name: str, encoding: str) -> None:
         ("adaptive-int8", "ef70eae66dbedfcebe2c13550bea6f24", "dcc9bcc8d8f6072929c918147205b1c8"),
         ("topk64", "141892e7453ba512696164f95509b1f7", "1a3ea90ec54a7f910589667abf0ab62d"),
         ("topk128", "54547fcb61e9a3b71fcb4eefab8f5e14", "a2eed89e364a6468e05e8a8448dd1ef0"),
+        ("rd20", "c5b6b08a07799a374c10165f4b1e8972", "d59d8f254f8f00fc3690d2ced819c682"),
+        ("rd50", "fb089585cd9ccec2609fae49eef73b23", "fe7e56492a81c720312c18a5f0e4eef3"),
+        ("rd100", "177392acd3a0b52f103be3430b4c7774", "b4d1157a42a1cac973ce0b7655f6c29a"),
     ],
 )
 def test_a_large_block_is_the_same_on_any_machine(name: str, encoding: str, decoding: str) -> None:
@@ -93,7 +99,7 @@ def test_a_large_block_is_the_same_on_any_machine(name: str, encoding: str, deco
 
 @pytest.mark.parametrize(("name", "bits"), [("fp32", 32), ("fp16", 16), ("bf16", 16), ("int8", 8.0625), ("int4", 4.125), ("e3m0", 4.0625)])
 def test_bits_of_an_element(name: str, bits: float) -> None:
-    assert codec_named(name).encoded_bytes(2**20) * 8 / 2**20 == bits
+    assert codec_named(name).max_encoded_bytes(2**20) * 8 / 2**20 == bits
 
 
 def test_every_codec_can_be_configured() -> None:
@@ -242,7 +248,7 @@ def test_scales_are_rounded_up_and_by_less_than_one_part_in_256() -> None:
 
 def test_the_policy_chooses_by_the_number_of_elements_alone() -> None:
     codec = codec_named("adaptive-int8")
-    assert codec.encoded_bytes(SMALL_BLOCK_ELEMS) == 4 * SMALL_BLOCK_ELEMS
+    assert codec.max_encoded_bytes(SMALL_BLOCK_ELEMS) == 4 * SMALL_BLOCK_ELEMS
     for block_E in (torch.zeros(SMALL_BLOCK_ELEMS + 1), normal(SMALL_BLOCK_ELEMS + 1)):
         assert bytes(codec.encode(block_E)) == bytes(codec_named("int8").encode(block_E))
         assert bytes(codec.encode(block_E[:-1])) == bytes(codec_named("fp32").encode(block_E[:-1]))
@@ -272,6 +278,9 @@ def test_the_other_codecs_bytes_are_refused() -> None:
         ("adaptive-int8", 5e-5),
         ("topk64", 0.89),
         ("topk128", 0.81),
+        ("rd20", 0.84),
+        ("rd50", 0.63),
+        ("rd100", 0.37),
     ],
 )
 def test_mean_square_error_of_a_normal_tensor(name: str, limit: float) -> None:

@@ -23,7 +23,7 @@ def block(number: int, data: bytes, kind: FrameKind = FrameKind.PART, contributo
 
 
 def reader(sizes: dict[int, int], kind: FrameKind = FrameKind.PART) -> FrameReader:
-    return FrameReader(SENDER, kind, {BlockIndex(number): size for number, size in sizes.items()})
+    return FrameReader(SENDER, kind, {BlockIndex(number): range(size, size + 1) for number, size in sizes.items()})
 
 
 def frame(number: int, offset: int, total: int, chunk: bytes, *, kind: int = 1, contributors: int = 0, reserved: int = 0) -> bytes:
@@ -143,3 +143,45 @@ def test_contributors_cannot_change_within_a_result() -> None:
 def test_an_empty_stream_is_complete_at_once() -> None:
     assert reader({}).complete
     assert_refused([frame(0, 0, 0, b"")], {})
+
+
+# Lengths that vary
+
+
+def varying() -> FrameReader:
+    return FrameReader(SENDER, FrameKind.RESULT, {BlockIndex(0): range(1, 7)})
+
+
+@given(st.binary(min_size=1, max_size=6), st.integers(1, 7))
+def test_any_length_within_the_bound_is_taken_and_ends_where_its_first_frame_says(content: bytes, chunk_bytes: int) -> None:
+    target = varying()
+    items = [target.feed(one) for one in frames_of(block(0, content, FrameKind.RESULT), chunk_bytes)]
+    assert items[-1] == replace(block(0, content, FrameKind.RESULT), content=content_hash(content))
+    assert target.complete
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [frame(0, 0, 0, b"", kind=2)],  # nothing at all
+        [frame(0, 0, 7, b"abcdefg", kind=2)],  # longer than any encoding, and refused before a byte of it is kept
+        [frame(0, 0, 2**32 - 1, b"a", kind=2)],
+        [frame(0, 0, 3, b"abcd", kind=2)],  # more than it said
+        [frame(0, 0, 5, b"ab", kind=2), frame(0, 2, 4, b"cd", kind=2)],  # says less on the way
+        [frame(0, 0, 2, b"ab", kind=2), frame(0, 2, 4, b"cd", kind=2)],  # goes on after its end
+        [frame(0, 0, 4, b"ab", kind=2), frame(0, 2, 4, b"", kind=2)],
+    ],
+)
+def test_a_length_beyond_the_bound_or_a_lie_about_it_is_refused(frames: list[bytes]) -> None:
+    target = varying()
+    for good in frames[:-1]:
+        target.feed(good)
+    with pytest.raises(RemoteProtocolError) as caught:
+        target.feed(frames[-1])
+    assert caught.value.peer == SENDER
+
+
+def test_what_was_cut_off_is_not_complete() -> None:
+    target = varying()
+    assert target.feed(frame(0, 0, 4, b"abc", kind=2)) is None
+    assert not target.complete

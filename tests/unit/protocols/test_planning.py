@@ -40,7 +40,7 @@ def advised(mbit: float, machine: Machine = SLOW_DEVICE, members: Members = TWEL
 def test_a_vector_takes_what_its_codec_makes_of_each_block(codec: str, size_elems: int) -> None:
     blocks = Blocks(size_elems, 2**14)
     known = codec_named(codec)
-    by_block = [known.encoded_bytes(blocks.elems(BlockIndex(number))) for number in range(blocks.count)]
+    by_block = [known.max_encoded_bytes(blocks.elems(BlockIndex(number))) for number in range(blocks.count)]
     assert vector_bytes(codec, blocks) == sum(by_block)
 
 

@@ -61,8 +61,8 @@ def test_every_section_is_read() -> None:
         (
             BASE + '[averaging]\ncodec = "int3"',
             (
-                "averaging.codec cannot be 'int3': it should be 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'e3m0', 'adaptive-int8', 'topk64' "
-                "or 'topk128'."
+                "averaging.codec cannot be 'int3': it should be 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'e3m0', 'adaptive-int8', 'topk64', "
+                "'topk128', 'rd20', 'rd50' or 'rd100'."
             ),
         ),
         (BASE + '[trust]\naggregator = "median"', "trust.aggregator cannot be 'median'"),
@@ -294,14 +294,15 @@ def test_rate_is_within_bounds_and_never_rises_after_warmup(kind: str, warmup: i
     assert json.loads(json.dumps(rate)) == rate
 
 
-def test_sparse_codecs_are_not_for_runs_that_verify() -> None:
-    run = {"run": {"name": "a"}, "model": {"preset": "tiny"}, "averaging": {"codec": "topk64", "error_feedback": 0.95}}
+@pytest.mark.parametrize("codec", ["topk64", "topk128", "rd20", "rd50", "rd100"])
+def test_sparse_codecs_are_not_for_runs_that_verify(codec: str) -> None:
+    run = {"run": {"name": "a"}, "model": {"preset": "tiny"}, "averaging": {"codec": codec, "error_feedback": 0.95}}
     with pytest.raises(ConfigError, match="verify = false"):
         RunSpec.from_settings(run)
     believing = run | {"trust": {"verify": False}}
-    assert RunSpec.from_settings(believing).averaging.codec == "topk64"
+    assert RunSpec.from_settings(believing).averaging.codec == codec
     with pytest.raises(ConfigError, match="error_feedback"):
-        RunSpec.from_settings(believing | {"averaging": {"codec": "topk64"}})
+        RunSpec.from_settings(believing | {"averaging": {"codec": codec}})
 
 
 def test_stepping_ahead_is_about_residuals_of_the_outer_rule() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -15,7 +16,8 @@ from protocols.runspec import OptimizerSection
 from scripts.learning.learner import Learner
 from scripts.learning.swarm import Learning, LearningSwarm
 from scripts.learning.task import OUTER, small_task
-from swarm.optim import GradientSettings
+from swarm.models.vocabulary import BYTE_VOCABULARY
+from swarm.optim import FeedbackSettings, GradientSettings
 from swarm.optim.inner import InnerMemory, inner_optimizer, kind_of
 from tests.helpers.attack_scene import time_passes
 
@@ -78,6 +80,28 @@ def test_members_that_learn_hold_the_same_bytes() -> None:
         assert all(torch.equal(each, flat[0]) for each in flat)
 
     play(task(), MEMBERS, script)
+
+
+@pytest.mark.parametrize("codec", ["topk64", "rd20"])
+def test_members_that_send_a_fifth_of_a_bit_hold_the_same_bytes_and_learn(codec: str) -> None:
+    losses: list[float] = []
+
+    async def script(scene: Scene) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            await scene.until(lambda: min(member.optimizer.epoch for member in scene.members) >= 2)
+            scene._join(tasks)  # fetches a state, and keeps residuals of its own from then on
+            newcomer = scene.members[-1]
+            await scene.until(lambda: newcomer.optimizer.epoch >= 6 and len({member.optimizer.epoch for member in scene.members}) == 1)
+            assert len({member.optimizer.state_hash for member in scene.members}) == 1
+            assert newcomer.optimizer._outgoing.feedback is not None
+            assert newcomer.optimizer._outgoing.feedback.kept
+            scene._measure(newcomer)
+            losses.append(scene.found.loss)
+            scene._end(newcomer)
+
+    feedback = FeedbackSettings(codec, task().block_elems, 0.9)
+    play(task(codec=codec, rule=replace(OUTER, outer_learning_rate=2.0, momentum=0.0, feedback=feedback)), MEMBERS, script)
+    assert losses[0] < 0.9 * math.log(BYTE_VOCABULARY)
 
 
 def test_the_others_go_on_when_half_of_them_vanish_in_a_round() -> None:

@@ -37,7 +37,7 @@ def encoded_again(codec: str, sent_F: torch.Tensor) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("codec", ["topk64", "topk128", "int4", "e3m0"])
+@pytest.mark.parametrize("codec", ["topk64", "topk128", "int4", "e3m0", "rd20", "rd100"])
 def test_what_is_sent_and_what_is_kept_add_up(codec: str) -> None:
     member = feedback(codec)
     total_sent, total_own = torch.zeros(ELEMS), torch.zeros(ELEMS)
