@@ -10,17 +10,24 @@ from protocols.runspec import MAX_TARGET_SAMPLES
 _GIB = 2**30
 
 SPARSE_LOSS = (
-    "in our tests, short and of small models, held-out loss was within half a percent of fp32's with topk64 and a step ahead, and 3.8 to"
-    ' 8.1 % higher without (docs/benchmarks.md, "Few bytes, and what they cost")'
+    "in our tests, short and of small models, held-out loss was within half a percent of fp32's with rd50, and with topk64 and a step"
+    ' ahead; 3.8 to 8.1 % higher with topk64 without (docs/benchmarks.md, "Few bytes, and what they cost")'
 )
 """The caveat of sparse codecs."""
 
-_WITHIN = {"int8": "within fp32's", "int4": "within fp32's in published runs"}
-_SPARSE_RATE = 2.5
+_QUALITY = {
+    "int8": "within fp32's",
+    "int4": "within fp32's in published runs",
+    "rd50": "within 0.5 % in a short test",
+    "topk128": "within 0.5 % in short tests, with a step ahead",
+    "topk64": "within 0.5 % in short tests, with a step ahead",
+}
+_SPARSE_RATE, _RATED_RATE = 2.5, 2.0
 
 _CODEC_REASONS = {
     "fp16": "two bytes a number lose nothing that a gradient's noise would not hide, and the link carries them.",
     "int8": "a quarter of fp32's bytes, and an error far below the differences between members.",
+    "rd50": "half a bit a number, as denser codecs would have devices wait most of the time; {loss}.",
     "topk128": "0.375 bits a number, as denser codecs would have devices wait most of the time; {loss}.",
     "topk64": "a sixth of a bit a number, as denser codecs would have devices wait most of the time; {loss}.",
     "int4": "an eighth of fp32's bytes; published runs of the outer rule lost nothing by 4 bits.",
@@ -28,13 +35,18 @@ _CODEC_REASONS = {
 
 
 def is_sparse(codec: str) -> bool:
-    """Whether a codec leaves most of a vector out."""
+    """Whether a codec leaves much of a vector out, to be sent later."""
+    return codec.startswith(("topk", "rd"))
+
+
+def steps_ahead(codec: str) -> bool:
+    """Whether so much that members had better hold a part of it in their own models."""
     return codec.startswith("topk")
 
 
 def quality_of(codec: str) -> str:
     """What is known of the loss with a codec, by the outer rule."""
-    return "within 0.5 % in short tests, with a step ahead" if is_sparse(codec) else _WITHIN[codec]
+    return _QUALITY[codec]
 
 
 def advice_on(members: Members, given: Settings, chosen: Settings, found: Prediction) -> tuple[Advice, ...]:
@@ -59,7 +71,7 @@ def advice_on(members: Members, given: Settings, chosen: Settings, found: Predic
             Advice("outer", "fragments", chosen.fragments, _fragments_reason(chosen)),
         ]
     if is_sparse(chosen.codec):
-        advice += _sparse_recipe(found.group)
+        advice += _sparse_recipe(chosen.codec, found.group)
     advice.append(Advice("averaging", "codec", chosen.codec, _CODEC_REASONS[chosen.codec].format(loss=SPARSE_LOSS)))
     if (given.error_feedback, given.step_ahead) != (chosen.error_feedback, chosen.step_ahead) or is_sparse(chosen.codec):
         advice.append(Advice("averaging", "error_feedback", chosen.error_feedback, _feedback_reason(chosen)))
@@ -142,26 +154,26 @@ def _group_reason(members: Members, chosen: Settings, found: Prediction) -> str:
     return f"{members.peers} members average in {rounds} rounds, in groups of up to {found.group}; no other size is a tenth quicker."
 
 
-def _sparse_recipe(group: int) -> list[Advice]:
-    """What sparse contributions of a group of so many were tried with."""
-    rate = round(_SPARSE_RATE * math.sqrt(group), 2)
-    return [
+def _sparse_recipe(codec: str, group: int) -> list[Advice]:
+    """What contributions that leave much out were tried with, in a group of so many."""
+    rate, why = _RATED_RATE, "what is left out comes late, so steps were tried twice as long."
+    if steps_ahead(codec):
+        rate = round(_SPARSE_RATE * math.sqrt(group), 2)
+        why = "2.5 times the root of the group: few of what members send coincides, and the mean divides by all."
+    recipe = [
         Advice("outer", "optimizer", "fedavgm", "without momentum it is plain averaging: sparse contributions were tried with that."),
         Advice("outer", "momentum", 0.0, "momentum on top of error feedback made sparse runs worse."),
-        Advice(
-            "outer",
-            "learning_rate",
-            rate,
-            "2.5 times the root of the group: few of what members send coincides, and the mean divides by all.",
-        ),
-        Advice("outer", "mixing", 0.0, "a member's own model holds a part of its residual instead."),
+        Advice("outer", "learning_rate", rate, why),
     ]
+    if steps_ahead(codec):
+        recipe.append(Advice("outer", "mixing", 0.0, "a member's own model holds a part of its residual instead."))
+    return recipe
 
 
 def _ahead_reason(chosen: Settings) -> str:
     if chosen.step_ahead:
         return "a part of what is left out is in the member's own model already, and need not wait."
-    return "there is nothing left out that a member could step ahead by."
+    return "too little is left out for a member to step ahead by."
 
 
 def _feedback_reason(chosen: Settings) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from protocols.planning.predicting import blocks_of, computed_closing_s, predict
-from protocols.planning.reasons import advice_on, is_sparse, quality_of, warnings_about
+from protocols.planning.reasons import advice_on, is_sparse, quality_of, steps_ahead, warnings_about
 from protocols.planning.values import Candidate, Link, Machine, Members, Prediction, Recommendation, Settings, Workload
 from protocols.runspec import MAX_TARGET_SAMPLES
 
@@ -40,7 +40,7 @@ SPARSE_BELOW = 0.5
 SPARSE_DECAY, SPARSE_AHEAD = 0.9, 0.4
 """Error feedback and step ahead with which they were tried."""
 
-_CANDIDATES = ("int8", "int4", "topk128", "topk64")
+_CANDIDATES = ("int8", "int4", "rd50", "topk128", "topk64")
 _GROUPS = (16, 32, 64)
 _WORTH_A_LARGER_GROUP = 0.9
 _BLOCKS_PER_REDUCER = 4
@@ -116,7 +116,7 @@ def _ladder(scene: _Scene, given: Settings) -> Iterator[Settings]:
     if steps_between(scene.predict(last), last) <= MOST_STEPS:
         yield last
     elif not given.verify and _waiting(scene, last).utilisation < SPARSE_BELOW:
-        for codec in ("topk128", "topk64"):
+        for codec in ("rd50", "topk128", "topk64"):
             sparse = _outer(scene, given, codec, overlap=True)
             if steps_between(scene.predict(sparse), sparse) <= MOST_STEPS:
                 yield sparse
@@ -153,7 +153,7 @@ def _outer(scene: _Scene, given: Settings, codec: str, *, overlap: bool) -> Sett
     """The outer rule with as few inner steps as keep devices computing."""
     settings = replace(given, rule="outer", codec=codec, overlap=overlap, fragments=1)
     if is_sparse(codec):
-        settings = replace(settings, error_feedback=SPARSE_DECAY, step_ahead=SPARSE_AHEAD)
+        settings = replace(settings, error_feedback=SPARSE_DECAY, step_ahead=SPARSE_AHEAD if steps_ahead(codec) else 0.0)
     settings = _shaped(scene, settings)
     if overlap:
         settings = _cut(scene, settings)
