@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from functools import lru_cache
 
 from protocols.codecs import codec_named
 from protocols.grid import grid_for
@@ -139,7 +140,7 @@ def group_traffic(line: Line, codec: str, blocks: Blocks, *, verify: bool) -> Gr
     n, total = line.members, vector_bytes(codec, blocks)
     if n == 1:
         return GroupTraffic((0.0,), (0.0,))
-    counts = block_counts(blocks.count, [_ALIKE_BYTES_PER_S] * line.dialable + [0] * line.clients)
+    counts = _counts(blocks.count, line.dialable, line.clients)
     up_bytes, down_bytes = [], []
     for i, count in enumerate(counts):
         mine = total * count / blocks.count
@@ -150,6 +151,12 @@ def group_traffic(line: Line, codec: str, blocks: Blocks, *, verify: bool) -> Gr
         up_bytes.append((total - mine) * sends + mine * (n - 1) + words_up + frames_up * _FRAME_BYTES)
         down_bytes.append(mine * (line.senders - sends) + total - mine + words_down + frames_down * _FRAME_BYTES)
     return GroupTraffic(tuple(up_bytes), tuple(down_bytes))
+
+
+@lru_cache(maxsize=1024)
+def _counts(num_blocks: int, dialable: int, clients: int) -> tuple[int, ...]:
+    """Blocks that each of equal members reduces. Planning asks for the same again and again, and exact fractions take long."""
+    return tuple(block_counts(num_blocks, [_ALIKE_BYTES_PER_S] * dialable + [0] * clients))
 
 
 def _words(n: int, num_blocks: int, *, verify: bool, leads: bool) -> tuple[float, float]:
