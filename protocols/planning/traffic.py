@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
-from functools import lru_cache
 
 from protocols.codecs import codec_named
 from protocols.grid import grid_for
