@@ -323,6 +323,8 @@ class Gathering:
             reply = await self._context.transport.call(endpoint, "closing", request.encode(), timeout_s=timeout_s)
             answer = parse(pb.ClosingReply, reply, peer)
             if answer.HasField("plan") and self._own:
+                if self._own.sealed not in answer.plan.sealed_joins:  # of others, or of an earlier join: honest where many gather at once
+                    raise RemoteRefusal(peer, "other-plan", "its plan is not of the join that we have signed last")
                 self._take(checked_plan(self._context, self._own, self._size_elems, answer.plan, peer), peer)
                 return
             self._dispatch(CallAnswered(peer, answer.coming))
