@@ -75,7 +75,7 @@ class InnerStates:
         for number in range(_TRIES):
             if number:
                 await asyncio.sleep(self._context.rules.stall_timeout_s)  # it may be busy with others who look into it
-            donors = [endpoint for peer in dict.fromkeys(holders) if (endpoint := self._context.directory.endpoint(peer))]
+            donors = [endpoint for peer in dict.fromkeys(holders) if (endpoint := self._context.directory.reachable(peer))]
             failures: list[RemoteError] = []
             try:
                 snapshot = await fetch_state(self._context.transport, donors, root, policy=policy, on_drop=failures.append)

@@ -248,8 +248,9 @@ class OuterRule:
         self._carried_samples, self._first_sample = samples, next_sample
 
     def reset(self, epoch: Epoch) -> None:
-        """See `SyncRule.reset`: the model starts from the anchor. The inner optimizer keeps its state, which still fits roughly; that of whoever
-        can be audited begins anew.
+        """See `SyncRule.reset`: the model starts from the anchor.
+
+        The inner optimizer keeps its state, which still fits roughly; where members can be audited it begins anew.
         """
         self._epoch = epoch
         self._sent = None
