@@ -49,6 +49,7 @@ MAKES: Mapping[str, Make] = {
     "fragments": outer_of(replace(OUTER, fragments=2)),
     "mixing": outer_of(replace(OUTER, fragments=2, mixing=0.25, overlap=True)),
     "overlap": outer_of(replace(OUTER, overlap=True)),
+    "nadam": outer_of(OUTER, torch.optim.NAdam),
     "mixing, waiting": outer_of(replace(OUTER, mixing=0.25)),
 }
 OVERLAPPING = ("gradient", "mixing", "overlap")
@@ -223,6 +224,21 @@ def test_an_inner_state_that_no_samples_lead_to_is_seen(name: str) -> None:
             continue
         assert distance_of(doctored) > 0.02, change
     assert distance_of(dict(list(honest.items())[1:])) == math.inf
+
+
+def test_a_scalar_that_is_no_count_may_differ_in_its_last_bit() -> None:
+    member, brought = epochs("nadam")
+    request = request_of(brought[-1])
+    assert request.end is not None
+    rounded, wrong = dict(request.end.tensors()), dict(request.end.tensors())
+    for key in [key for key in rounded if key.endswith("mu_product")]:
+        rounded[key] = torch.nextafter(rounded[key], torch.tensor(1.0))
+        wrong[key] = 2 * wrong[key]
+    for tensors, close_enough in ((rounded, True), (wrong, False)):
+        end = StateSnapshot.of(tensors.items(), epoch=4, accepted_samples=0, meta={})
+        replayed = Member("nadam").replay(replace(request, end=end), 1, member.held.of(4))
+        assert replayed.end_distance is not None
+        assert (replayed.end_distance < TOLERANCE) == close_enough
 
 
 @pytest.mark.parametrize("name", ["outer", "fragments"])
