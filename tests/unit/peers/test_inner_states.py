@@ -45,7 +45,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, answer: Callable[[int], RemoteError |
     monkeypatch.setattr(inner_states, "fetch_state", fetch)
     shelf = InnerShelf()
     shelf.keep(Epoch(1), StateSnapshot.of([("optim/w/exp_avg", torch.zeros(4))], epoch=1, accepted_samples=0, meta={}), 0.0)
-    directory = SimpleNamespace(endpoint=lambda peer: None, reachable=lambda peer: Endpoint(peer, "", ""))
+    directory = SimpleNamespace(endpoint=lambda peer: None, reachable=lambda peer: Endpoint(peer, "", b""))
     context = SimpleNamespace(inner=shelf, directory=directory, transport=None, rules=SimpleNamespace(stall_timeout_s=3.0))
     states = InnerStates(cast("MemberContext", context))
     had = run_simulated(states.fetch(Traced(inner_end=STATE.state_hash), [GIVER]), 0, limit_s=1000.0)
