@@ -61,11 +61,11 @@ class InnerShelf:
         self._over.add(epoch)
 
     def _is_over(self, kept: _Own, epoch: Epoch, now_s: float) -> bool:
-        """An audit looks at the end of its own epoch and at that of the one before."""
+        """An audit looks at the end of its own epoch and at that of the one before. Others may be an epoch behind us."""
         age = epoch - kept.epoch
         if age > 1 and {kept.epoch, kept.epoch + 1} <= self._over:
             return True
-        return age > AUDITABLE_EPOCHS + 1 or (age > SHOWN_EPOCHS + 1 and now_s - kept.since_s > AUDIT_WITHIN_S)
+        return age > AUDITABLE_EPOCHS + 2 or (age > SHOWN_EPOCHS + 2 and now_s - kept.since_s > AUDIT_WITHIN_S)
 
     def borrow(self, snapshot: StateSnapshot) -> None:
         """Keep somebody else's; the oldest of these goes first."""

@@ -208,6 +208,11 @@ class Roster:
         presence = self.presences.get(peer)
         return self._endpoint_of(presence) if presence else None
 
+    def age_s(self, peer: PeerId) -> float | None:
+        """Seconds since a member's process began, as it says; None while it has announced nothing."""
+        presence = self.presences.get(peer)
+        return self._clock.now() - presence.started_at if presence else None
+
     @staticmethod
     def _endpoint_of(presence: Presence) -> Endpoint:
         return Endpoint(presence.peer, presence.address, presence.certificate_pem, presence.libp2p_addresses)

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 UNKNOWN_STATE = "unknown-state"
 """Code of the refusal of whoever does not have what it is asked for."""
 
+GIVING_TO_OTHERS = "busy"
+"""Code of the refusal of whoever has as many streams open as it can serve."""
+
 MAX_STREAMS = 16
 KEPT_SNAPSHOTS = 2
 """The newest and the one before, which others may still be fetching."""
@@ -103,7 +106,7 @@ class StateServer:
     async def _pieces(self, stream: Stream) -> None:
         """Answer requests for pieces in order until the other side has finished."""
         if self._streams >= MAX_STREAMS:
-            raise RemoteRefusal(stream.peer, "busy", "this member is giving its state to others; ask somebody else")
+            raise RemoteRefusal(stream.peer, GIVING_TO_OTHERS, "this member is giving its state to others; ask somebody else")
         self._streams += 1
         try:
             async with asyncio.timeout(self._idle_s) as deadline:

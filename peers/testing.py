@@ -5,6 +5,7 @@ For whole nodes, a transport whose addresses look real.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -81,6 +82,14 @@ class FixedDirectory:
     def endpoint(self, peer: PeerId) -> Endpoint | None:
         """See `Directory.endpoint`."""
         return None if peer in self.undialable else self.endpoints.get(peer)
+
+    def reachable(self, peer: PeerId) -> Endpoint | None:
+        """See `Directory.reachable`."""
+        return self.endpoint(peer)
+
+    def age_s(self, peer: PeerId) -> float | None:
+        """All began long ago."""
+        return math.inf if peer in self.endpoints else None
 
     async def refresh(self) -> None:
         """Nothing changes."""

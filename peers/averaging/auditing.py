@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 
 from peers.averaging.context import MemberContext
 from peers.averaging.court import Court
 from peers.averaging.inner_states import InnerStates
-from peers.averaging.liveness import has_ended
+from peers.averaging.liveness import is_alive
 from peers.averaging.opening import open_block
 from peers.averaging.parts_transfer import fetch_parts
 from peers.averaging.verified import Case, VerifiedRounds
@@ -19,6 +20,7 @@ from protocols.butterfly import blocks_reduced_by, reducers_of, senders_of
 from protocols.errors import RemoteError, RemoteRefusal, RoundError
 from protocols.ids import BlockIndex, PeerId
 from protocols.messages import require
+from protocols.signing import CLOCK_SKEW_S
 from protocols.trust.audits import GROSS, Audit, blocks_in_audit_order, contribution_differs, draw_audits
 from protocols.trust.offences import Offence
 from protocols.trust.statements import ACCUSATION, Charge, Commitment
@@ -106,9 +108,12 @@ class Auditing:
 
     async def _audit(self, case: Case, target: PeerId) -> None:
         member = case.evidence.plan.index_of(target)
-        if member is None:
+        if member is None or (self._traced(case, member).inner_end and not self._inner.comparable):
             return
         if not await self._has_states(case, member):
+            if not await self._owes_states(case, target):
+                log.info("epoch %d: the inner state of %s cannot be had", case.plan.epoch, target.short)
+                return
             log.info("epoch %d: %s keeps its inner state back", case.plan.epoch, target.short)
             await self._accuse(self._charge(case, member, Offence.WITHHELD_STATE))
             await asyncio.sleep(self._context.rules.stall_timeout_s)
@@ -116,7 +121,7 @@ class Auditing:
                 return  # whoever has got it would have given it to us
         unseen: list[BlockIndex] = []
         charge = await self._false_state(case, member)
-        if charge is None and await self._replay_of(case, target) is None:
+        if charge is None and ((request := self._request_of(case, member)) is None or await self._replayed_by(request) is None):
             log.info("epoch %d: we cannot audit %s", case.plan.epoch, target.short)
             return
         charge = charge or await self._first_difference(case, member, unseen) or await self._false_check(case, member)
@@ -154,8 +159,11 @@ class Auditing:
         trust, answers = self._context.rules.trust, []
         if trust is None:
             return None
+        request = self._request_of(case, member)  # holds the inner states, which others may push out meanwhile
+        if request is None:
+            return None
         for bf16 in (None, True, False):
-            own = await self._replay_of(case, case.evidence.plan.members[member].peer, bf16)
+            own = await self._replayed_by(replace(request, bf16=bf16))
             if own is None:
                 continue
             if not await differs(own, margin * trust.audit_tolerance):
@@ -226,14 +234,22 @@ class Auditing:
         return await self._false_in_all(case, member, margin, differs)
 
     async def _is_state_withheld(self, case: Case, member: int) -> bool | None:
-        """None where its member may not have to show it any more, or is gone: then nobody is to blame."""
+        """None where its member may not have to show it any more, is cut off, or has lost it with its process: then nobody is to blame."""
         accused = case.evidence.plan.members[member].peer
         if not self._traced(case, member).inner_end or not self._inner.comparable:
             return None
-        late = self._court.epoch > case.plan.epoch + SHOWN_EPOCHS
         if await self._has_states(case, member):
             return False
-        return None if late or await has_ended(self._context, accused) else True
+        return True if await self._owes_states(case, accused) else None
+
+    async def _owes_states(self, case: Case, peer: PeerId) -> bool:
+        """Whether a member still has to show what it committed to, answers, and is the process that committed to it."""
+        await self._context.directory.refresh()  # or a process that has just begun would look like the one before
+        if self._court.epoch > case.plan.epoch + SHOWN_EPOCHS:  # by now: asking for a state may take epochs
+            return False
+        age_s = self._context.directory.age_s(peer)
+        restarted = age_s is None or age_s <= asyncio.get_running_loop().time() - case.ended_s + CLOCK_SKEW_S
+        return not restarted and await is_alive(self._context, peer)
 
     def _charge(self, case: Case, member: int, offence: Offence, block: BlockIndex = _FIRST_BLOCK) -> Charge:
         plan = case.evidence.plan
@@ -252,19 +268,20 @@ class Auditing:
         heard = case.evidence.committed.get(member)
         return said or (heard.commitment if heard else None)
 
-    async def _replay_of(self, case: Case, peer: PeerId, bf16: bool | None = None) -> Replayed | None:
+    def _request_of(self, case: Case, member: int) -> ReplayRequest | None:
+        """What to ask our trainer for, with the inner states that are here; None where some are not, or there is nothing to compute."""
+        plan, said = case.evidence.plan, self._said(case, member)
+        if said is None or not said.samples:
+            return None
+        traced, join = said.traced, plan.members[member].join
+        start, end = self._inner.held(traced.inner_start), self._inner.held(traced.inner_end)
+        if (traced.inner_start and start is None) or (traced.inner_end and end is None):
+            return None
+        what = plan.epoch, plan.members[member].peer, said.first_sample, said.samples, join.state_hash
+        return ReplayRequest(*what, None, traced, start, end)
+
+    async def _replayed_by(self, replay: ReplayRequest) -> Replayed | None:
         """Each contribution is computed once in each arithmetic, however many look into it."""
-        plan = case.evidence.plan
-        member = plan.index_of(peer)
-        said = self._said(case, member) if member is not None else None
-        if member is None or said is None or not said.samples:
-            return None
-        start = self._inner.held(said.traced.inner_start)
-        if said.traced.inner_start and start is None:
-            return None
-        join = plan.members[member].join
-        end = self._inner.held(said.traced.inner_end)
-        replay = ReplayRequest(plan.epoch, peer, said.first_sample, said.samples, join.state_hash, bf16, said.traced, start, end)
         known = self._replayed.get(replay)
         if known is None:
             known = self._replayed[replay] = asyncio.get_running_loop().create_future()

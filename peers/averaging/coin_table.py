@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from peers.averaging.context import Blame, MemberContext
 from peers.averaging.evidence import Evidence, read_reduction
-from peers.averaging.liveness import ALIVE
-from peers.interfaces import Endpoint
+from peers.averaging.liveness import is_alive
 from protocols.errors import RemoteError, RemoteGone, RemoteProtocolError, RemoteRefusal
 from protocols.ids import PeerId
 from protocols.messages import Plan, parse, require
@@ -143,17 +142,10 @@ class CoinTable:
             log.info("no share of the coin: %s", error)
             if isinstance(error, RemoteProtocolError):
                 self._hooks.blame(peer, error.reason)
-            elif not isinstance(error, RemoteGone) and await self._is_alive(endpoint):
+            elif not isinstance(error, RemoteGone) and await is_alive(self._context, peer):
                 self._hooks.withheld(peer)
             return None
         return shown
-
-    async def _is_alive(self, endpoint: Endpoint) -> bool:
-        try:
-            await self._context.transport.call(endpoint, ALIVE, b"", timeout_s=self._context.rules.stall_timeout_s)
-        except RemoteError:
-            return False
-        return True
 
     async def _note_share(self, member: int, sealed: bytes, attempt: int, share: bytes, by: PeerId) -> None:
         commitment = await self._commitment_of(member, sealed, by)

@@ -101,6 +101,12 @@ class Directory(Protocol):
     def endpoint(self, peer: PeerId) -> Endpoint | None:
         """Where to dial a member; None while it has announced nothing."""
 
+    def reachable(self, peer: PeerId) -> Endpoint | None:
+        """As `endpoint`, also for members that nobody can dial directly: good enough for states."""
+
+    def age_s(self, peer: PeerId) -> float | None:
+        """Seconds since a member's process began, as it says; None while it has announced nothing."""
+
     async def refresh(self) -> None:
         """Look up members again, now: somebody was named whom we do not know."""
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from peers.averaging.context import MemberContext
-from peers.state_server import UNKNOWN_STATE
+from peers.state_server import GIVING_TO_OTHERS, UNKNOWN_STATE
 from peers.state_snapshot import StateSnapshot
 from peers.state_transfer import FetchPolicy, fetch_state
 from protocols.errors import RemoteError, RemoteRefusal, RoundError
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 _TRIES = 3
 _SLOWEST_BYTES_PER_S = 64 * 1024
 """Whoever gives its state more slowly than this gives it to nobody."""
+_STALL_S = 30.0
+"""Silence after which a giver is dropped: all who look into one member ask it at the same time, over what may be a thin link."""
 
 
 class InnerStates:
@@ -71,18 +73,23 @@ class InnerStates:
         if newest is None:
             return None
         size_bytes = 2 * newest.manifest.size_bytes
-        policy = FetchPolicy(total_timeout_s=60.0 + size_bytes / _SLOWEST_BYTES_PER_S, max_state_bytes=size_bytes)
-        for number in range(_TRIES):
-            if number:
-                await asyncio.sleep(self._context.rules.stall_timeout_s)  # it may be busy with others who look into it
-            donors = [endpoint for peer in dict.fromkeys(holders) if (endpoint := self._context.directory.endpoint(peer))]
+        total_s = 60.0 + size_bytes / _SLOWEST_BYTES_PER_S
+        policy = FetchPolicy(stall_s=_STALL_S, total_timeout_s=total_s, max_state_bytes=size_bytes)
+        loop, tries = asyncio.get_running_loop(), 0
+        until_s = loop.time() + total_s
+        while tries < _TRIES:
+            donors = [endpoint for peer in dict.fromkeys(holders) if (endpoint := self._context.directory.reachable(peer))]
             failures: list[RemoteError] = []
             try:
                 snapshot = await fetch_state(self._context.transport, donors, root, policy=policy, on_drop=failures.append)
             except RoundError as error:
                 log.info("an inner state cannot be had: %s", error)
-                if failures and all(isinstance(failure, RemoteRefusal) and failure.code == UNKNOWN_STATE for failure in failures):
+                codes = [failure.code if isinstance(failure, RemoteRefusal) else "" for failure in failures]
+                if codes and set(codes) == {UNKNOWN_STATE}:
                     return None
+                turned_away = GIVING_TO_OTHERS in codes and loop.time() < until_s  # by others who look into it as well
+                tries += not turned_away
+                await asyncio.sleep(self._context.rules.stall_timeout_s)
                 continue
             self._context.inner.borrow(snapshot)
             return snapshot

@@ -50,6 +50,18 @@ async def has_ended(context: MemberContext, peer: PeerId) -> bool:
             return False
 
 
+async def is_alive(context: MemberContext, peer: PeerId) -> bool:
+    """Whether a member answers now. False for members that cannot be dialled: whoever may have been cut off is not to blame."""
+    endpoint = context.directory.endpoint(peer)
+    if endpoint is None:
+        return False
+    try:
+        await context.transport.call(endpoint, ALIVE, b"", timeout_s=context.rules.stall_timeout_s)
+    except RemoteError:
+        return False
+    return True
+
+
 async def next_frame(stream: Stream, stall_timeout_s: float) -> bytes | memoryview:
     """The next message, valid until the next call.
 

@@ -40,6 +40,14 @@ class Unbanned:
         """See `Directory.endpoint`."""
         return None if peer in self._ledger else self._directory.endpoint(peer)
 
+    def reachable(self, peer: PeerId) -> Endpoint | None:
+        """See `Directory.reachable`."""
+        return None if peer in self._ledger else self._directory.reachable(peer)
+
+    def age_s(self, peer: PeerId) -> float | None:
+        """See `Directory.age_s`."""
+        return self._directory.age_s(peer)
+
     async def refresh(self) -> None:
         """See `Directory.refresh`."""
         await self._directory.refresh()

@@ -19,7 +19,7 @@ class Offence(StrEnum):
     INNER_STATE = "inner-state"
     """The inner state that it ended with is not what its samples make of the one it began with. Everybody who can replays it."""
     WITHHELD_STATE = "withheld-state"
-    """It lives, and showed the inner states that it has committed to to none of more than half of its group."""
+    """It answers, as the process that committed to inner states, and showed them to none of more than half of its group."""
     MALFORMED = "malformed"
     """It broke the protocol towards most of its group: bytes that are no block or not those committed to, statements not its own."""
     WITHHELD_COIN = "withheld-coin"

@@ -83,6 +83,13 @@ class Everyone:
         """Where a peer listens."""
         return self.others.get(peer)
 
+    def reachable(self, peer: PeerId) -> Endpoint | None:
+        """The same."""
+        return self.endpoint(peer)
+
+    def age_s(self, peer: PeerId) -> float | None:
+        """Nobody asks: nobody is audited."""
+
     async def refresh(self) -> None:
         """Nobody comes."""
 

@@ -47,7 +47,7 @@ def inner_distance(own: OwnParams, theirs: Mapping[str, torch.Tensor], anchor: M
         if name.startswith(_PARAM):
             held = anchor[name.removeprefix(_PARAM)].to(tensor.device)
             apart[_PARAM].append((other - held, tensor - held))
-        elif tensor.dim() and tensor.is_floating_point():
+        elif tensor.is_floating_point() and not _counts(tensor):
             apart[name.rpartition("/")[2]].append((other, tensor))
         elif not torch.equal(other, tensor):
             return math.inf
@@ -61,6 +61,11 @@ def _alike(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor])
         return False
     same = all(theirs[name].shape == tensor.shape and theirs[name].dtype == tensor.dtype for name, tensor in ours.items())
     return same and all(bool(torch.isfinite(tensor).all()) for tensor in theirs.values())
+
+
+def _counts(tensor: torch.Tensor) -> bool:
+    """Whether it is a number of steps, which is the same everywhere; products of rates, such as NAdam's, may differ in the last bit."""
+    return tensor.dim() == 0 and bool(tensor == tensor.round())
 
 
 def _relative(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:

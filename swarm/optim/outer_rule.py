@@ -211,6 +211,8 @@ class OuterRule:
             self._become(layout)
         else:
             self._follow(sent)
+        if self._record is not None and self._record.anew and not self._samples:
+            self.shared.write_back()  # whoever began anew begins at the anchor, also where mixing would have left it between two
         return True
 
     def _follow(self, sent: _Sent) -> None:
@@ -246,10 +248,15 @@ class OuterRule:
         self._carried_samples, self._first_sample = samples, next_sample
 
     def reset(self, epoch: Epoch) -> None:
-        """See `SyncRule.reset`: the model starts from the anchor; the inner optimizer keeps its state, which still fits roughly."""
+        """See `SyncRule.reset`: the model starts from the anchor.
+
+        The inner optimizer keeps its state, which still fits roughly; where members can be audited it begins anew.
+        """
         self._epoch = epoch
         self._sent = None
         self._start_anew()
+        if self._record is not None:
+            self._record.take_over()
         self._first_sample = 0
 
     def _start_anew(self) -> None:

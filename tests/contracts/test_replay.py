@@ -49,6 +49,8 @@ MAKES: Mapping[str, Make] = {
     "fragments": outer_of(replace(OUTER, fragments=2)),
     "mixing": outer_of(replace(OUTER, fragments=2, mixing=0.25, overlap=True)),
     "overlap": outer_of(replace(OUTER, overlap=True)),
+    "nadam": outer_of(OUTER, torch.optim.NAdam),
+    "mixing, waiting": outer_of(replace(OUTER, mixing=0.25)),
 }
 OVERLAPPING = ("gradient", "mixing", "overlap")
 every_rule = pytest.mark.parametrize("name", MAKES)
@@ -158,6 +160,14 @@ def epochs(name: str, count: int = 5) -> tuple[Member, list[Contribution]]:
     return member, brought
 
 
+def close(member: Member, epoch: int) -> Contribution:
+    """A round that nothing is computed beside."""
+    brought = member.contribution(epoch)
+    member.rule.begin_next()
+    assert member.rule.apply(brought.vector / 2, Epoch(epoch))
+    return brought
+
+
 def distance(replayed: Replayed, brought: Contribution) -> float:
     return float((replayed.vector - brought.vector).norm() / brought.vector.norm())
 
@@ -216,6 +226,21 @@ def test_an_inner_state_that_no_samples_lead_to_is_seen(name: str) -> None:
     assert distance_of(dict(list(honest.items())[1:])) == math.inf
 
 
+def test_a_scalar_that_is_no_count_may_differ_in_its_last_bit() -> None:
+    member, brought = epochs("nadam")
+    request = request_of(brought[-1])
+    assert request.end is not None
+    rounded, wrong = dict(request.end.tensors()), dict(request.end.tensors())
+    for key in [key for key in rounded if key.endswith("mu_product")]:
+        rounded[key] = torch.nextafter(rounded[key], torch.tensor(1.0))
+        wrong[key] = 2 * wrong[key]
+    for tensors, close_enough in ((rounded, True), (wrong, False)):
+        end = StateSnapshot.of(tensors.items(), epoch=4, accepted_samples=0, meta={})
+        replayed = Member("nadam").replay(replace(request, end=end), 1, member.held.of(4))
+        assert replayed.end_distance is not None
+        assert (replayed.end_distance < TOLERANCE) == close_enough
+
+
 @pytest.mark.parametrize("name", ["outer", "fragments"])
 def test_a_round_that_failed_leaves_a_cut_and_the_next_epoch_begins_anew(name: str) -> None:
     member, _ = Member(name, seed=1), None
@@ -236,6 +261,58 @@ def test_a_round_that_failed_leaves_a_cut_and_the_next_epoch_begins_anew(name: s
     assert distance(Member(name).replay(without, 1, member.held.of(2)), brought) > 100 * TOLERANCE
     member.compute(8, 3)
     assert member.contribution(3).traced.inner_start == b""
+
+
+@every_rule
+def test_rounds_during_which_nothing_was_computed_are_replayed_as_well(name: str) -> None:
+    member = Member(name, seed=1)
+    for epoch in range(4):
+        member.compute(13, epoch)
+        brought = close(member, epoch)
+        replayed = Member(name).replay(request_of(brought), 1, member.held.of(epoch))
+        assert distance(replayed, brought) < TOLERANCE
+        assert (replayed.end_distance or 0.0) < TOLERANCE
+
+
+@outer_rules
+def test_what_was_committed_to_before_a_state_was_taken_over_is_not_gone_on_from(name: str) -> None:
+    member, _ = epochs(name, 3)
+    member.compute(11, 3)
+    member.contribution(3)  # but the swarm has gone on
+    member.rule.reset(Epoch(5))
+    close(member, 5)  # without a sample
+    member.compute(11, 6)
+    brought = member.contribution(6)
+    assert brought.traced.inner_start == b""
+    assert distance(Member(name).replay(request_of(brought), 1, member.held.of(6)), brought) < TOLERANCE
+
+
+@pytest.mark.parametrize("states_taken_over", [1, 2])
+def test_two_contributions_to_one_epoch_never_break_the_chain(states_taken_over: int) -> None:
+    member, _ = epochs("overlap", 3)
+    member.compute(11, 3)
+    first = member.contribution(3)
+    member.rule.begin_next()
+    for _ in range(states_taken_over):
+        member.rule.reset(Epoch(3))  # same epoch, other bytes
+    member.compute(11, 3)
+    again = close(member, 3)
+    assert first.traced.inner_end != again.traced.inner_end
+    member.compute(11, 4)
+    assert member.contribution(4).traced.inner_start == b""
+
+
+def test_a_process_that_has_to_catch_up_does_not_go_on_from_the_epoch_in_which_the_one_before_it_ended() -> None:
+    member = Member("outer", seed=1)
+    member.compute(11, 2)
+    member.contribution(2)  # from its checkpoint; the process before had contributed to epoch 3 already
+    member.rule.reset(Epoch(3))
+    member.compute(11, 3)
+    close(member, 3)
+    member.compute(11, 4)
+    assert close(member, 4).traced.inner_start == b""
+    member.compute(11, 5)
+    assert member.contribution(5).traced.inner_start != b""
 
 
 def test_more_rounds_that_failed_than_can_be_told_begin_the_contribution_anew() -> None:

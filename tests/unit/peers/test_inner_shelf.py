@@ -34,11 +34,11 @@ def test_an_audit_finds_the_end_of_its_epoch_and_of_the_one_before() -> None:
         shelf.keep(Epoch(epoch), state(epoch), 100.0 * epoch)
         if epoch != 1:
             shelf.release(Epoch(epoch))
-    for epoch in range(3, 2 + SHOWN_EPOCHS):
+    for epoch in range(3, 3 + SHOWN_EPOCHS):
         shelf.keep(Epoch(epoch), state(epoch), 100.0 * epoch)
         shelf.release(Epoch(epoch))
         assert {0, 1} <= set(kept(shelf)), "epoch 1 is looked into"
-    for epoch in range(2 + SHOWN_EPOCHS, 5 + SHOWN_EPOCHS):
+    for epoch in range(3 + SHOWN_EPOCHS, 6 + SHOWN_EPOCHS):
         shelf.keep(Epoch(epoch), state(epoch), 100.0 * epoch)
         shelf.release(Epoch(epoch))
     assert not {0, 1} & set(kept(shelf))
@@ -48,9 +48,9 @@ def test_short_epochs_keep_more_but_not_for_ever() -> None:
     shelf = InnerShelf()
     for epoch in range(20):
         shelf.keep(Epoch(epoch), state(epoch), 0.01 * epoch)
-    assert kept(shelf) == list(range(19 - AUDITABLE_EPOCHS - 1, 20))
+    assert kept(shelf) == list(range(19 - AUDITABLE_EPOCHS - 2, 20))
     shelf.keep(Epoch(20), state(20), 2 * AUDIT_WITHIN_S)
-    assert kept(shelf, 21) == list(range(20 - SHOWN_EPOCHS - 1, 21))
+    assert kept(shelf, 21) == list(range(20 - SHOWN_EPOCHS - 2, 21))
 
 
 def test_few_of_others_are_kept_and_one_state_counts_once() -> None:

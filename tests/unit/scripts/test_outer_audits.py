@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from peers.simulation import run_simulated
 from peers.state_snapshot import StateSnapshot
 from peers.training_peer import InnerStates
 from protocols.ids import Epoch
+from protocols.record_keeping import seal_presence
 from protocols.trust.offences import Offence
 from scripts.learning.learner import Learner
 from scripts.learning.swarm import Learning
@@ -68,6 +71,17 @@ class Hider(InnerShelf):
 
     def find(self, root: bytes) -> StateSnapshot | None:
         return next((kept for kept in self._borrowed if kept.state_hash == root), None)
+
+
+class Lost(InnerShelf):
+    """As `happens` when somebody asks for a state that we have shown to nobody yet."""
+
+    happens: Callable[[], None]
+
+    def find(self, root: bytes) -> StateSnapshot | None:
+        if any(own.snapshot.state_hash == root for own in self._own):
+            self.happens()
+        return super().find(root)
 
 
 def poisons(member: Learner) -> None:
@@ -149,3 +163,63 @@ def test_honest_members_pass_their_audits(rule: GradientSettings) -> None:
         assert scene.bans() == 0
 
     play(task(rule), script)
+
+
+class Behind(Trial):
+    """The first member cannot be dialled."""
+
+    def _make(self, number: int) -> Learner:
+        member = super()._make(number)
+        if number == 0:
+            settings = member.node._settings
+            member.node._settings = replace(settings, presence=replace(settings.presence, role="client"))
+        return member
+
+
+def test_a_member_that_nobody_can_dial_is_not_banned_for_a_state_that_nobody_gets() -> None:
+    async def script(scene: Scene) -> None:
+        await scene.until(lambda: max(member.optimizer.epoch for member in scene.members) >= 10, limit_s=LIMIT_S)
+        assert scene.bans() == 0
+
+    torch.set_num_threads(1)
+    scene = Behind(task(), MEMBERS)
+    run_simulated(scene.play(script), 0, limit_s=10 * LIMIT_S)
+
+
+def restarts(scene: Scene, member: Learner) -> None:
+    """Another process answers under the same address, and knows nothing of what the one before it has committed to."""
+    node, shelf = member.node, member.node._inner
+    shelf.__class__ = InnerShelf
+    shelf._own.clear()
+    presence = replace(node._settings.presence, started_at=node._clock.now())
+    node._settings = replace(node._settings, presence=presence)
+    record = seal_presence(replace(presence, address=node.address), node._sealer, node._clock.now())
+    member.tasks.append(asyncio.get_running_loop().create_task(node._store_record(record)))
+
+
+FAILURES: dict[str, Callable[[Scene, Learner], None]] = {
+    "cut off": lambda scene, member: scene.cut(member),
+    "restarted": restarts,
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_nobody_is_banned_for_a_state_that_is_lost(failure: str) -> None:
+    async def script(scene: Scene) -> None:
+        asked: list[Learner] = []
+
+        def fail(member: Learner) -> None:
+            if not asked:
+                asked.append(member)
+                FAILURES[failure](scene, member)
+
+        for member in scene.members:
+            member.node._inner.__class__ = Lost
+            member.node._inner.happens = partial(fail, member)  # type: ignore[attr-defined]
+        await scene.until(lambda: bool(asked), limit_s=LIMIT_S)
+        others = [member for member in scene.members if member not in asked]
+        epoch = max(member.optimizer.epoch for member in others)
+        await scene.until(lambda: min(member.optimizer.epoch for member in others) >= epoch + 4, limit_s=LIMIT_S)
+        assert scene.bans() == 0
+
+    play(replace(task(), step_s=30.0), script)  # epochs long enough for others to give up waiting
