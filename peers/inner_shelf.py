@@ -17,6 +17,7 @@ SHOWN_EPOCHS = 2
 """Whoever is drawn to be audited shows its states for so many epochs after its own."""
 
 _REMEMBERED_EPOCHS = 8
+_REMEMBERED_COMMITMENTS = 64
 
 MAX_BORROWED = 4
 """States of others that are kept: two audits at a time, each with a beginning and an end."""
@@ -35,6 +36,7 @@ class InnerShelf:
     def __init__(self) -> None:
         self._own: list[_Own] = []
         self._over: set[Epoch] = set()
+        self._plans: dict[bytes, bytes] = {}
         self._borrowed: list[StateSnapshot] = []
 
     @property
@@ -55,6 +57,16 @@ class InnerShelf:
         ]
         self._own.append(_Own(epoch, now_s, snapshot))
         self._over = {known for known in self._over if known + _REMEMBERED_EPOCHS > epoch}
+
+    def note_commitment(self, root: bytes, plan_digest: bytes) -> None:
+        """We have committed to that state as the end of our contribution to a round."""
+        self._plans[root] = plan_digest
+        while len(self._plans) > _REMEMBERED_COMMITMENTS:
+            del self._plans[next(iter(self._plans))]
+
+    def plan_of(self, root: bytes) -> bytes:
+        """The round in which we did so last; empty if we never did."""
+        return self._plans.get(root, b"")
 
     def release(self, epoch: Epoch) -> None:
         """Nobody has been drawn to look into our contribution to an epoch."""

@@ -100,6 +100,7 @@ class ReplayRequest:
         bf16: under bf16 autocast, as GPUs compute, or in fp32, as CPUs do; None: as this machine computes by itself. Between the two lies
             more than an audit tolerates, so whoever finds a difference asks again in the other.
         traced: what the member says of how it came about.
+        nudged: begin a rounding error away (`audits.NUDGE`), by the outer rule: what comes of it shows how far machines may be apart.
         start, end: the inner states that it began with, where it did not begin anew, and ended with; both come from that member.
     """
 
@@ -110,6 +111,7 @@ class ReplayRequest:
     state_hash: bytes
     bf16: bool | None = None
     traced: Traced = UNTRACED
+    nudged: bool = False
     start: StateSnapshot | None = field(default=None, compare=False, repr=False)
     end: StateSnapshot | None = field(default=None, compare=False, repr=False)
 

@@ -134,11 +134,27 @@ class Evidence:
             self._brought.first_sample,
             self._brought.samples,
             self._brought.previous_plan_digest,
-            self._brought.traced,
+            self._traced(),
         )
+        if commitment.traced.inner_end:
+            self._context.inner.note_commitment(commitment.traced.inner_end, self.digest)
         sealed = self._context.notary.seal(COMMITMENT, commitment.encode())
         self.committed[self.me] = Committed(sealed, commitment, contents)
         self.certificates[self.me] = self._brought.certificate
+
+    def _traced(self) -> Traced:
+        """With the round in which we committed to the inner state that we begin with.
+
+        Raises:
+            RoundError: there is none. Whoever was left out of a round begins anew, so this cannot be; nobody would believe us.
+        """
+        traced = self._brought.traced
+        if not traced.inner_start:
+            return traced
+        plan_digest = self._context.inner.plan_of(traced.inner_start)
+        if not plan_digest:
+            raise RoundError("we begin with an inner state that we have never committed to")
+        return replace(traced, inner_start_plan=plan_digest)
 
     def _encode_all(self) -> tuple[bytes, ...]:
         codec, contents = self._context.rules.codec, []

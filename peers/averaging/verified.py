@@ -27,7 +27,7 @@ from protocols.messages import Commit, Plan
 from protocols.trust.audits import AUDIT_WITHIN_S, AUDITABLE_EPOCHS
 from protocols.trust.checks import BlockFacts, block_norm, codec_error, doubts, figures_of
 from protocols.trust.offences import Offence
-from protocols.trust.statements import COMMITMENT, Check, Commitment, breaks_chain
+from protocols.trust.statements import COMMITMENT, Check, Commitment, begins_elsewhere, breaks_chain
 from protocols.trust.verification import Looked, blocks_to_look_at
 
 log = logging.getLogger(__name__)
@@ -178,10 +178,15 @@ class VerifiedRounds:
             peer, sealed = plan.members[member].peer, verifying.sealed_commitment(member)
             if plan.round_index or not said.samples or sealed is None or peer == self._context.me:
                 continue
-            for known_sealed, known in self._traces.get(peer, ()):
-                if breaks_chain(known, said):
+            known = self._traces.get(peer, [])
+            if known and said.epoch < known[-1][1].epoch:
+                known = []  # the run has gone back to an older state
+            for known_sealed, before in known:
+                if breaks_chain(before, said):
                     self._court.convict(peer, Offence.EQUIVOCATION, [(COMMITMENT, known_sealed), (COMMITMENT, sealed)])
-            self._traces[peer] = [*self._traces.get(peer, ()), (sealed, said)][-_REMEMBERED_TRACES:]
+            if begins_elsewhere(said, [before for _, before in known]):
+                self._court.judge(plan.digest, peer, Offence.INNER_STATE)
+            self._traces[peer] = [*known, (sealed, said)][-_REMEMBERED_TRACES:]
         while len(self._traces) > _REMEMBERED_MEMBERS:
             del self._traces[next(iter(self._traces))]
 

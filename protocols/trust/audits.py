@@ -25,6 +25,13 @@ INNER_SLACK = 3.0
 """An inner state may differ by so many times what a contribution may differ by: it holds the last gradients alone, a contribution the mean
 of all. Measured: `scripts.bench.replays`."""
 
+UNSTEADY_SLACK = 4.0
+"""Many steps at a high rate are chaos: what rounding makes of them nobody can know. A replay that begins a rounding error away
+(`NUDGE`) shows how much that is; so many times as much is allowed. Measured, machines differ by half of it."""
+
+NUDGE = 1e-7
+"""Relative."""
+
 _AUDITOR_DOMAIN = b"swarm.v1.auditors"
 _TARGET_DOMAIN = b"swarm.v1.audited"
 _SPREAD = 0.1

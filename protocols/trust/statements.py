@@ -81,6 +81,7 @@ class Commitment:
             inner_start_epoch=self.traced.inner_start_epoch,
             inner_end=self.traced.inner_end,
             cuts=self.traced.cuts,
+            inner_start_plan=self.traced.inner_start_plan,
         ).SerializeToString(deterministic=True)
 
     @classmethod
@@ -96,7 +97,7 @@ class Commitment:
         )
         later = HASH_BYTES if m.round_index else 0
         require(len(m.previous_plan_digest) == later, sender, "a commitment whose origin does not fit its round")
-        traced = Traced(m.late_samples, m.inner_start, Epoch(m.inner_start_epoch), m.inner_end, tuple(m.cuts))
+        traced = Traced(m.late_samples, m.inner_start, Epoch(m.inner_start_epoch), m.inner_end, tuple(m.cuts), m.inner_start_plan)
         require(traced == UNTRACED or not m.round_index, sender, "a commitment of a later round with an inner state")
         traced.check(Epoch(m.epoch), m.samples, sender)
         return cls(
@@ -113,15 +114,31 @@ class Commitment:
 
 
 def breaks_chain(one: Commitment, other: Commitment) -> bool:
-    """Whether no honest member signs both: it begins with the inner state that its last contribution ended with, or anew.
+    """Whether one begins with an inner state that it says the other ended with, and that did not: no honest member signs both.
 
-    A member whose contributions to one epoch ended in different states, as after a round that failed, begins the next one anew.
+    Epochs do not count: a run that goes back to an older state has the same ones again.
     """
-    earlier, later = (one, other) if one.epoch <= other.epoch else (other, one)
-    if earlier.epoch == later.epoch or not later.traced.inner_start or not earlier.samples:
+    return _begins_with_another(one, other) or _begins_with_another(other, one)
+
+
+def _begins_with_another(later: Commitment, earlier: Commitment) -> bool:
+    named = bool(later.traced.inner_start) and later.traced.inner_start_plan == earlier.first_plan_digest
+    return named and later.traced.inner_start != earlier.traced.inner_end
+
+
+def begins_elsewhere(said: Commitment, known: Sequence[Commitment]) -> bool:
+    """Whether a member says that it begins with the end of a round in which nobody saw it, though it was seen elsewhere then, or later.
+
+    That is no proof for others: a reason for whoever saw it to find it guilty.
+
+    Args:
+        said: its commitment.
+        known: those that we have seen of it before, in the order in which they came, of epochs that do not fall.
+    """
+    traced, last = said.traced, known[-1] if known else None
+    if last is None or not traced.inner_start or any(each.first_plan_digest == traced.inner_start_plan for each in known):
         return False
-    since = later.traced.inner_start_epoch
-    return earlier.epoch > since or (earlier.epoch == since and earlier.traced.inner_end != later.traced.inner_start)
+    return traced.inner_start_epoch <= last.epoch < said.epoch and last.traced.inner_end != traced.inner_start
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ class Traced:
             nothing.
         inner_start_epoch: of its contribution that ended with that state; 0 with an empty one.
         inner_end: root of the inner state after its samples; empty where members have none.
+        inner_start_plan: digest of the round in which it committed to `inner_start` as its end; the network side knows it.
         cuts: after how many of its samples it stepped on an inner batch that was not full, besides the last one; ascending.
     """
 
@@ -36,6 +37,7 @@ class Traced:
     inner_start_epoch: Epoch = _FIRST_EPOCH
     inner_end: bytes = b""
     cuts: tuple[int, ...] = ()
+    inner_start_plan: bytes = b""
 
     def check(self, epoch: Epoch, samples: int, sender: PeerId) -> None:
         """Whether a member can say so of a contribution.
@@ -44,6 +46,7 @@ class Traced:
             RemoteProtocolError: it makes no sense.
         """
         roots = len(self.inner_start) in (0, ROOT_BYTES) and len(self.inner_end) in (0, ROOT_BYTES)
+        roots = roots and len(self.inner_start_plan) == len(self.inner_start)
         chained = self.inner_start_epoch < epoch and bool(self.inner_end) if self.inner_start else not self.inner_start_epoch
         bounds = (0, *self.cuts, samples)
         ascending = not self.cuts or (len(self.cuts) <= MAX_CUTS and all(a < b for a, b in pairwise(bounds)))

@@ -93,7 +93,7 @@ class _Member:
         given, inner = brought.contribution, brought.contribution.inner
         start, end = (inner.start, inner.end) if inner else (None, None)
         about = given.epoch, PEER, given.first_sample, int(given.weight), given.state_hash, machine.bf16, given.traced
-        replay = self.rule.replay(ReplayRequest(*about, start, end), brought.params)
+        replay = self.rule.replay(ReplayRequest(*about, start=start, end=end), brought.params)
 
         def compute(wanted: ReplayRequest, done: int) -> int:
             samples = min(machine.micro_batch_samples, wanted.samples - done)

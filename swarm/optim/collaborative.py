@@ -303,6 +303,8 @@ class CollaborativeOptimizer(OptimizerParts):
         began_s = self._clock()
         self._outgoing.settle(vector, self.epoch, included=outcome.included_us)
         stepped = self._rule.apply(vector, self.epoch)
+        if not outcome.included_us:
+            self._rule.left_out()
         self._held.advance(round(outcome.weight))
         self._announce()
         self.update_s = self._clock() - began_s

@@ -146,6 +146,9 @@ class GradientRule:
         self.shared.write_back()
         return True
 
+    def left_out(self) -> None:
+        """See `SyncRule.left_out`: nothing is gone on from."""
+
     def resume(self, _samples: int, _next_sample: int) -> None:
         """Never asked for, as nothing is kept."""
 

@@ -18,6 +18,7 @@ import torch
 
 from peers.training_peer import Replayed, ReplayRequest
 from protocols.layout import FlatLayout
+from protocols.trust.audits import NUDGE
 from swarm.optim.anchor import Anchor
 from swarm.optim.inner_batch import InnerBatch
 from swarm.optim.inner_distance import copy_without_state, inner_distance
@@ -70,6 +71,15 @@ class OuterReplay:
         put_states(self._own, {name: value for name, value in start.items() if name.startswith("optim/")})
         if request.start is not None and not self._late:
             self._move({slot.name: self._local[slot.name].clone() for slot in self._moved_layout.slots})
+
+        if request.nudged:
+            self._nudge()
+
+    def _nudge(self) -> None:
+        """By the same random rounding errors for everybody."""
+        dice = torch.Generator().manual_seed(0)
+        for local in self._local.values():
+            local.mul_((1 + NUDGE * (2 * torch.rand(local.shape, generator=dice) - 1)).to(local.device))
 
     @property
     def _late(self) -> int:

@@ -215,6 +215,11 @@ class OuterRule:
             self.shared.write_back()  # whoever began anew begins at the anchor, also where mixing would have left it between two
         return True
 
+    def left_out(self) -> None:
+        """See `SyncRule.left_out`. Who can be audited begins anew: nobody can tell what it would go on from."""
+        if self._record is not None:
+            self._start_anew()
+
     def _follow(self, sent: _Sent) -> None:
         """Bring the model to where the anchor is now, or ahead of it.
 

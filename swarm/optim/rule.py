@@ -140,6 +140,9 @@ class SyncRule(Protocol):
             False if the average was not finite; then no step is taken, by any member.
         """
 
+    def left_out(self) -> None:
+        """The last contribution was not in the result that was applied: others may never have heard of it. Called after `apply`."""
+
     def resume(self, samples: int, next_sample: int) -> None:
         """The model has come back from disk as it was: it holds what so many samples did, which the next contribution stands for too.
 

@@ -141,7 +141,7 @@ class Member:
 def request_of(brought: Contribution) -> ReplayRequest:
     start, end = (brought.inner.start, brought.inner.end) if brought.inner else (None, None)
     return ReplayRequest(
-        brought.epoch, PEER, brought.first_sample, int(brought.weight), brought.state_hash, None, brought.traced, start, end
+        brought.epoch, PEER, brought.first_sample, int(brought.weight), brought.state_hash, None, brought.traced, start=start, end=end
     )
 
 
@@ -185,6 +185,14 @@ def test_what_was_committed_to_gives_the_contribution_again(name: str) -> None:
         assert (replayed.end_distance is None) == (each.inner is None)
     assert all(torch.equal(now, then) for now, then in zip(auditor.own(), before, strict=True)), "the auditor's own is untouched"
     assert all(param.grad is None for param in auditor.model.parameters())
+
+
+@outer_rules
+def test_a_replay_that_begins_a_rounding_error_away_shows_how_steady_it_is(name: str) -> None:
+    member, brought = epochs(name)
+    request, held = request_of(brought[-1]), member.held.of(brought[-1].epoch)
+    plain, nudged = (Member(name).replay(replace(request, nudged=each), 1, held) for each in (False, True))
+    assert 0 < float((nudged.vector - plain.vector).norm() / plain.vector.norm()) < TOLERANCE
 
 
 @every_rule

@@ -222,7 +222,9 @@ CONTRADICTIONS = {
 }
 CHAIN = (
     commitment_to(PLAN, 0, traced=Traced(inner_end=b"e" * 32)).encode(),
-    commitment_to(PLAN, 0, first_plan_digest=b"l" * 32, epoch=Epoch(EPOCH + 1), traced=Traced(0, b"f" * 32, EPOCH, b"z" * 32)).encode(),
+    commitment_to(
+        PLAN, 0, first_plan_digest=b"l" * 32, epoch=Epoch(EPOCH + 1), traced=Traced(0, b"f" * 32, EPOCH, b"z" * 32, (), PLAN.digest)
+    ).encode(),
 )
 ELSEWHERE = signed_plan(range(COUNT), number=1).digest
 NO_CONTRADICTIONS = {

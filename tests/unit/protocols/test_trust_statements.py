@@ -16,7 +16,17 @@ from protocols.ids import MAX_EPOCH, BlockIndex, Epoch, PeerId
 from protocols.messages import MAX_BLOCKS, MAX_CARRIED_WEIGHT, MAX_ROUNDS, MAX_WEIGHT
 from protocols.proto.swarm.v1 import trust_pb2 as pb
 from protocols.trust.offences import Offence
-from protocols.trust.statements import COIN_TRIES, Charge, Check, Commitment, Reduction, breaks_chain, hashes_root, read_offence
+from protocols.trust.statements import (
+    COIN_TRIES,
+    Charge,
+    Check,
+    Commitment,
+    Reduction,
+    begins_elsewhere,
+    breaks_chain,
+    hashes_root,
+    read_offence,
+)
 from protocols.trust.traced import MAX_CUTS, UNTRACED, Traced
 
 SENDER, ACCUSED = PeerId(b"p" * 32), PeerId(b"a" * 32)
@@ -58,7 +68,7 @@ def traces(draw: st.DrawFn, epoch: Epoch, samples: int) -> Traced:
     late, end = draw(st.integers(0, samples)), draw(st.sampled_from([b"", HASH]))
     if not end or not epoch or draw(st.booleans()):
         return Traced(late, inner_end=end, cuts=cuts)
-    return Traced(late, draw(hashes), Epoch(draw(st.integers(0, epoch - 1))), end, cuts)
+    return Traced(late, draw(hashes), Epoch(draw(st.integers(0, epoch - 1))), end, cuts, draw(hashes))
 
 
 @st.composite
@@ -245,8 +255,10 @@ def test_offences_travel_by_name_and_say_what_they_are(offence: Offence) -> None
 
 SENSELESS = {
     "a root of 31 bytes": Traced(inner_end=b"r" * 31),
-    "a beginning without an end": Traced(inner_start=HASH, inner_start_epoch=Epoch(2)),
-    "a beginning after the end": Traced(inner_start=HASH, inner_start_epoch=Epoch(3), inner_end=HASH),
+    "a beginning without an end": Traced(inner_start=HASH, inner_start_epoch=Epoch(2), inner_start_plan=HASH),
+    "a beginning after the end": Traced(inner_start=HASH, inner_start_epoch=Epoch(3), inner_end=HASH, inner_start_plan=HASH),
+    "a beginning from no round": Traced(inner_start=HASH, inner_start_epoch=Epoch(2), inner_end=HASH),
+    "a round and no beginning": Traced(inner_end=HASH, inner_start_plan=HASH),
     "anew, since an epoch": Traced(inner_start_epoch=Epoch(1), inner_end=HASH),
     "more late samples than samples": Traced(late_samples=9),
     "cuts out of order": Traced(cuts=(4, 3)),
@@ -268,25 +280,43 @@ def test_a_later_round_has_no_inner_state() -> None:
     assert blamed_for(Commitment.decode, said.encode()) == SENDER
 
 
-def contribution(epoch: int, end: bytes, start: bytes = b"", since: int = 0, samples: int = 8) -> Commitment:
-    traced = Traced(inner_start=start, inner_start_epoch=Epoch(since), inner_end=end)
-    return Commitment(HASH, Epoch(epoch), 0, HASH, (HASH,) * COIN_TRIES, 0, samples, b"", traced)
+def contribution(
+    epoch: int, end: bytes, start: tuple[bytes, int, bytes] = (b"", 0, b""), *, plan: bytes = HASH, samples: int = 8
+) -> Commitment:
+    root, since, of_round = start
+    traced = Traced(inner_start=root, inner_start_epoch=Epoch(since), inner_end=end, inner_start_plan=of_round)
+    return Commitment(plan, Epoch(epoch), 0, HASH, (HASH,) * COIN_TRIES, 0, samples, b"", traced)
 
 
 E, F, G = b"e" * 32, b"f" * 32, b"g" * 32
+P, Q, R = b"p" * 32, b"q" * 32, b"r" * 32
 CHAINS = {
-    "as it ended": (contribution(4, E), contribution(5, G, E, 4), False),
-    "anew": (contribution(4, E), contribution(5, G), False),
-    "another state": (contribution(4, E), contribution(5, G, F, 4), True),
-    "from before its last one": (contribution(4, E), contribution(5, G, F, 3), True),
-    "it had computed nothing then": (contribution(4, E, samples=0), contribution(5, G, F, 3), False),
-    "of an older epoch": (contribution(2, E), contribution(5, G, F, 3), False),
-    "two ends of one epoch, as rounds are tried again": (contribution(5, E, G, 3), contribution(5, F, G, 3), False),
+    "as it ended": (contribution(4, E, plan=P), contribution(5, G, (E, 4, P), plan=Q), False, False),
+    "anew": (contribution(4, E, plan=P), contribution(5, G, plan=Q), False, False),
+    "another state": (contribution(4, E, plan=P), contribution(5, G, (F, 4, P), plan=Q), True, False),
+    "a round that nobody saw": (contribution(4, E, plan=P), contribution(5, G, (F, 4, R), plan=Q), False, True),
+    "of before its last one": (contribution(4, E, plan=P), contribution(5, G, (F, 3, R), plan=Q), False, True),
+    "the same state, in a round that was tried again": (contribution(4, E, plan=P), contribution(5, G, (E, 4, R), plan=Q), False, False),
+    "of an epoch in which nobody saw it": (contribution(2, E, plan=P), contribution(5, G, (F, 3, R), plan=Q), False, False),
+    "two ends of one epoch": (contribution(5, E, (G, 3, R), plan=P), contribution(5, F, (G, 3, R), plan=Q), False, False),
+    "the run went back": (contribution(7, E, plan=P), contribution(5, G, (F, 4, R), plan=Q), False, False),
 }
 
 
 @pytest.mark.parametrize("case", CHAINS)
-def test_who_begins_with_another_state_than_it_ended_with_contradicts_itself(case: str) -> None:
-    earlier, later, broken = CHAINS[case]
+def test_who_begins_with_another_state_than_it_ended_with_contradicts_itself_or_is_seen_to(case: str) -> None:
+    earlier, later, broken, elsewhere = CHAINS[case]
     assert breaks_chain(earlier, later) is broken
     assert breaks_chain(later, earlier) is broken
+    assert begins_elsewhere(later, [earlier]) is elsewhere
+    assert begins_elsewhere(later, []) is False
+
+
+def test_statements_of_two_lines_of_a_run_that_went_back_contradict_nothing() -> None:
+    plans = {(line, epoch): bytes([line, epoch]) * 16 for line in (1, 2) for epoch in range(10, 14)}
+    said = [
+        contribution(epoch, plan[::-1], (plans[line, epoch - 1][::-1], epoch - 1, plans[line, epoch - 1]), plan=plan)
+        for (line, epoch), plan in plans.items()
+        if epoch > 10
+    ]
+    assert not any(breaks_chain(one, other) for one in said for other in said)

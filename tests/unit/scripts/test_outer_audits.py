@@ -31,11 +31,11 @@ from tests.unit.scripts.test_learning_swarm import Scene
 MEMBERS = 5
 TARGET = 12 * MEMBERS
 LIMIT_S = 3000.0
+TRUST = TrustRules(most_samples=EPOCHS_WORTH * TARGET, probation_epochs=0, auditors=2)
 
 
 def task(rule: GradientSettings = OUTER) -> Learning:
-    trust = TrustRules(most_samples=EPOCHS_WORTH * TARGET, probation_epochs=0, auditors=2)
-    return replace(small_task(target_samples=TARGET, until_samples=10**9, rule=rule), step_s=1.0, trust=trust)  # type: ignore[arg-type]
+    return replace(small_task(target_samples=TARGET, until_samples=10**9, rule=rule), step_s=1.0, trust=TRUST)  # type: ignore[arg-type]
 
 
 def record_of(member: Learner) -> InnerRecord:
@@ -88,8 +88,28 @@ def poisons(member: Learner) -> None:
     record_of(member).__class__ = Poisoner
 
 
+class Forger(InnerShelf):
+    """Says of every state that its last contribution ended with it."""
+
+    def plan_of(self, root: bytes) -> bytes:
+        return super().plan_of(root) or next(reversed(self._plans.values()))
+
+
+class Inventor(InnerShelf):
+    """Says of every state that it is of a round that nobody was in."""
+
+    def plan_of(self, root: bytes) -> bytes:
+        return super().plan_of(root) or bytes(32)
+
+
 def swaps(member: Learner) -> None:
     record_of(member).__class__ = Swapper
+    member.node._inner.__class__ = Forger
+
+
+def invents(member: Learner) -> None:
+    record_of(member).__class__ = Swapper
+    member.node._inner.__class__ = Inventor
 
 
 def hides(member: Learner) -> None:
@@ -121,6 +141,7 @@ LIES: dict[str, tuple[Callable[[Learner], None], set[Offence]]] = {
     "flips": (flips, {Offence.CONTRIBUTION}),
     "poisons": (poisons, {Offence.INNER_STATE}),
     "swaps": (swaps, {Offence.EQUIVOCATION}),
+    "invents": (invents, {Offence.INNER_STATE}),
     "hides": (hides, {Offence.WITHHELD_STATE}),
 }
 
@@ -189,7 +210,6 @@ def test_a_member_that_nobody_can_dial_is_not_banned_for_a_state_that_nobody_get
 def restarts(scene: Scene, member: Learner) -> None:
     """Another process answers under the same address, and knows nothing of what the one before it has committed to."""
     node, shelf = member.node, member.node._inner
-    shelf.__class__ = InnerShelf
     shelf._own.clear()
     presence = replace(node._settings.presence, started_at=node._clock.now())
     node._settings = replace(node._settings, presence=presence)
@@ -223,3 +243,20 @@ def test_nobody_is_banned_for_a_state_that_is_lost(failure: str) -> None:
         assert scene.bans() == 0
 
     play(replace(task(), step_s=30.0), script)  # epochs long enough for others to give up waiting
+
+
+def test_nobody_is_banned_where_training_is_chaos() -> None:
+    """Members that cut their inner batches differently round differently, and so high a rate makes of that what it likes."""
+
+    def reckless(model: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    async def script(scene: Scene) -> None:
+        for member in scene.members[::2]:
+            member.pace = replace(member.pace, micro_batch_samples=1)
+        await scene.until(lambda: min(member.optimizer.epoch for member in scene.members) >= 8, limit_s=LIMIT_S)
+        assert scene.bans() == 0
+        assert not any(member.node._averager.guarding.court.judged for member in scene.members)  # type: ignore[union-attr]
+
+    learning = replace(task(), inner_optimizer=reckless, target_samples=5 * TARGET)
+    play(replace(learning, trust=replace(TRUST, most_samples=EPOCHS_WORTH * 5 * TARGET)), script)

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Commitment(_message.Message):
-    __slots__ = ("first_plan_digest", "epoch", "round_index", "hashes_root", "coin", "first_sample", "samples", "previous_plan_digest", "late_samples", "inner_start", "inner_start_epoch", "inner_end", "cuts")
+    __slots__ = ("first_plan_digest", "epoch", "round_index", "hashes_root", "coin", "first_sample", "samples", "previous_plan_digest", "late_samples", "inner_start", "inner_start_epoch", "inner_end", "cuts", "inner_start_plan")
     FIRST_PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUND_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class Commitment(_message.Message):
     INNER_START_EPOCH_FIELD_NUMBER: _ClassVar[int]
     INNER_END_FIELD_NUMBER: _ClassVar[int]
     CUTS_FIELD_NUMBER: _ClassVar[int]
+    INNER_START_PLAN_FIELD_NUMBER: _ClassVar[int]
     first_plan_digest: bytes
     epoch: int
     round_index: int
@@ -34,7 +35,8 @@ class Commitment(_message.Message):
     inner_start_epoch: int
     inner_end: bytes
     cuts: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, first_plan_digest: _Optional[bytes] = ..., epoch: _Optional[int] = ..., round_index: _Optional[int] = ..., hashes_root: _Optional[bytes] = ..., coin: _Optional[_Iterable[bytes]] = ..., first_sample: _Optional[int] = ..., samples: _Optional[int] = ..., previous_plan_digest: _Optional[bytes] = ..., late_samples: _Optional[int] = ..., inner_start: _Optional[bytes] = ..., inner_start_epoch: _Optional[int] = ..., inner_end: _Optional[bytes] = ..., cuts: _Optional[_Iterable[int]] = ...) -> None: ...
+    inner_start_plan: bytes
+    def __init__(self, first_plan_digest: _Optional[bytes] = ..., epoch: _Optional[int] = ..., round_index: _Optional[int] = ..., hashes_root: _Optional[bytes] = ..., coin: _Optional[_Iterable[bytes]] = ..., first_sample: _Optional[int] = ..., samples: _Optional[int] = ..., previous_plan_digest: _Optional[bytes] = ..., late_samples: _Optional[int] = ..., inner_start: _Optional[bytes] = ..., inner_start_epoch: _Optional[int] = ..., inner_end: _Optional[bytes] = ..., cuts: _Optional[_Iterable[int]] = ..., inner_start_plan: _Optional[bytes] = ...) -> None: ...
 
 class Committed(_message.Message):
     __slots__ = ("sealed_commitment", "block_hashes", "certificate")
