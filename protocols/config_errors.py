@@ -12,18 +12,19 @@ MAX_SENTENCES = 8
 _MAX_VALUE_CHARS = 60
 
 
-def sentences(error: ValidationError, root: type[BaseModel]) -> str:
+def sentences(error: ValidationError, root: type[BaseModel], whole: str = "run spec") -> str:
     """One sentence for each mistake, in the order of the fields, at most `MAX_SENTENCES`.
 
     Args:
         error: from validating `root`.
         root: the model whose fields are the valid keys.
+        whole: what it is called where a mistake is no single key's.
     """
     findings = error.errors(include_url=False, include_context=False)
     # A union reports one finding for each of its members; the first speaks for all.
     by_path: dict[str, str] = {}
     for finding in findings:
-        *above, last = finding["loc"] or ("run spec",)
+        *above, last = finding["loc"] or (whole,)
         tagged = finding["type"] != "extra_forbidden" and above and _is_union_tag(last)
         path = [part for part in above if not _is_union_tag(part)] + ([] if tagged else [last])
         by_path.setdefault(dotted(path), _sentence(path, finding, root))
@@ -42,6 +43,8 @@ def dotted(path: Sequence[int | str]) -> str:
 
 def _sentence(path: Sequence[int | str], finding: Any, root: type[BaseModel]) -> str:
     name = dotted(path)
+    if finding["type"] == "json_invalid":
+        return f"{name} is no JSON."
     message = str(finding["msg"]).removeprefix("Value error, ")
     message = (message[:1].lower() + message[1:]).replace("input should", "it should").replace("input was", "it is")
     match finding["type"]:

@@ -40,7 +40,7 @@ Measured = Annotated[
     Path | None, typer.Option("--measured", help="What a member measured: the measured.json of its state directory, or that directory.")
 ]
 Mbit = Annotated[float | None, typer.Option("--mbit", min=0.001, max=_MOST_MBIT, help="Each one's link, its slower direction, in Mbit/s.")]
-Clients = Annotated[int, typer.Option("--clients", min=0, help="How many of the peers cannot be dialled: they reduce nothing.")]
+Clients = Annotated[int | None, typer.Option("--clients", min=0, help="How many of the peers cannot be dialled: they reduce nothing [0].")]
 RoundTrip = Annotated[float | None, typer.Option("--rtt-ms", min=0.0, max=60_000.0, help="Round trip between peers, in ms [50].")]
 Tflops = Annotated[float | None, typer.Option("--device-tflops", min=1e-6, max=1e6, help="Stated speed of each device, 10^12 a second.")]
 Share = Annotated[
@@ -61,7 +61,7 @@ def command(  # noqa: PLR0913  each parameter is a flag
     run_file: Annotated[Path, typer.Argument(metavar="RUN_FILE", help="TOML file of the run.")],
     peers: Peers = None,
     mbit: Mbit = None,
-    clients: Clients = 0,
+    clients: Clients = None,
     rtt_ms: RoundTrip = None,
     device_tflops: Tflops = None,
     utilisation_of_device: Share = 0.35,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ def read_measured(path: Path) -> Survey:
 
 
 def members_and_link(
-    found: Survey | None, peers: int | None, clients: int, mbit: float | None, rtt_ms: float | None
+    found: Survey | None, peers: int | None, clients: int | None, mbit: float | None, rtt_ms: float | None
 ) -> tuple[Members, Link]:
     """What is given counts; what is not comes from what was measured.
 
@@ -47,9 +48,9 @@ def members_and_link(
     from swarm.surveying import link_of, members_of
 
     if peers is not None:
-        members = Members(peers=peers, clients=clients)
+        members = Members(peers=peers, clients=clients or 0)
     elif found is not None:
-        members = members_of(found)
+        members = members_of(found) if clients is None else replace(members_of(found), clients=clients)
     else:
         raise typer.BadParameter("say how many compute.", param_hint="--peers")
     known = link_of(found) if found is not None else None

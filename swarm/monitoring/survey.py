@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +16,12 @@ from swarm.monitoring.table import human_bytes
 _MAX_FILE_BYTES = 2**16
 _MBIT_BYTES = 125_000
 _HOUR_S = 3600.0
+
+_Seconds = Annotated[float, Field(ge=0, le=1e15)]
+_SecondsPerElem = Annotated[float, Field(ge=0, le=1e3)]
+_Bytes = Annotated[float, Field(ge=0, le=1e24)]
+_Rate = Annotated[float, Field(gt=0, le=1e15)]
+"""Far beyond what any machine measures, and so that whatever is computed from them stays finite: the file may be damaged or made up."""
 
 
 class _Figures(BaseModel):
@@ -32,11 +39,11 @@ class Expected(_Figures):
         verdict: one sentence: whether the run suits it.
     """
 
-    epoch_s: float
-    share_computing: float
-    up_bytes: float
-    down_bytes: float
-    share_of_swarm: float
+    epoch_s: float = Field(ge=1e-9, le=1e24)
+    share_computing: float = Field(ge=0, le=2)
+    up_bytes: _Bytes
+    down_bytes: _Bytes
+    share_of_swarm: float = Field(ge=0, le=2)
     verdict: str
 
 
@@ -62,21 +69,21 @@ class Survey(_Figures):
     measured_at: float
     role: str
     device: str
-    micro_batch_samples: int | None = Field(default=None, ge=1)
-    samples_per_s: float | None = Field(default=None, gt=0)
-    flops_per_s: float | None = Field(default=None, gt=0)
-    processing_s_per_elem: float | None = Field(default=None, ge=0)
-    update_s_per_elem: float | None = Field(default=None, ge=0)
-    up_bytes_per_s: float | None = Field(default=None, gt=0)
-    down_bytes_per_s: float | None = Field(default=None, gt=0)
-    rtt_s: float | None = Field(default=None, ge=0)
+    micro_batch_samples: int | None = Field(default=None, ge=1, le=10**9)
+    samples_per_s: _Rate | None = None
+    flops_per_s: float | None = Field(default=None, ge=1, le=1e24)
+    processing_s_per_elem: _SecondsPerElem | None = None
+    update_s_per_elem: _SecondsPerElem | None = None
+    up_bytes_per_s: _Rate | None = None
+    down_bytes_per_s: _Rate | None = None
+    rtt_s: _Seconds | None = None
     link_members: int = Field(default=0, ge=0)
     link_moved_bytes: int = Field(default=0, ge=0)
     link_note: str = ""
-    peers: int = Field(default=1, ge=1)
+    peers: int = Field(default=1, ge=1, le=10**6)
     clients: int = Field(default=0, ge=0)
     helpers: int = Field(default=0, ge=0)
-    others_samples_per_s: float | None = Field(default=None, ge=0)
+    others_samples_per_s: float | None = Field(default=None, ge=0, le=1e15)
     expected: Expected | None = None
 
     @property
@@ -118,7 +125,7 @@ def read_survey(path: Path) -> Survey | None:
             raise ConfigError(f"{path} is far too long for what a member measured: name the measured.json of a state directory.")
         return Survey.model_validate_json(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path} does not hold what a member measured: {sentences(error, Survey)}") from None
+        raise ConfigError(f"{path} does not hold what a member measured: {sentences(error, Survey, 'the file')}") from None
 
 
 def survey_block(survey: Survey) -> str:

@@ -184,6 +184,9 @@ def test_what_a_member_measured_stands_in_for_numbers_by_hand(run_file: Path, tm
     found = json.loads(text)
     assert (found["members"]["peers"], found["members"]["others_samples_per_s"]) == (7, None), "what is given counts"
     assert (found["link"]["bytes_per_s"], found["link"]["rtt_s"]) == (1e7, 0.005)
+    _, text, _ = run(run_file, "--measured", tmp_path, "--clients", "1", "--json")
+    assert json.loads(text)["members"] == {"peers": 3, "clients": 1, "helpers": 1, "others_samples_per_s": 150.0}
+    assert run(run_file, "--measured", tmp_path, "--clients", "3")[0] == ExitCode.CONFIG
 
 
 def test_what_was_not_measured_must_be_said(run_file: Path, tmp_path: Path) -> None:

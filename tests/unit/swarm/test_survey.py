@@ -99,6 +99,36 @@ def test_a_damaged_file_is_the_users_to_mend(tmp_path: Path, text: str) -> None:
         read_survey(path)
 
 
+@pytest.mark.parametrize("text", ["", "nonsense", '{"run_name'])
+def test_a_file_that_is_no_json_is_not_called_a_run_spec(tmp_path: Path, text: str) -> None:
+    (tmp_path / "measured.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"measured: the file is no JSON\.$"):
+        read_survey(tmp_path / "measured.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "figure"),
+    [
+        ("flops_per_s", 1e-300),
+        ("micro_batch_samples", 10**29),
+        ("processing_s_per_elem", 1e308),
+        ("update_s_per_elem", 1e308),
+        ("rtt_s", 1e308),
+        ("epoch_s", 0.0),
+        ("epoch_s", 1e-320),
+        ("up_bytes", 1e308),
+        ("down_bytes", 1e308),
+    ],
+)
+def test_figures_that_no_machine_has_are_refused_not_computed_with(tmp_path: Path, key: str, figure: float) -> None:
+    survey = a_survey()
+    fields = survey.model_copy(update={"expected": expected_of(survey, SPEC)}).model_dump()
+    (fields if key in fields else fields["expected"])[key] = figure
+    (tmp_path / "measured.json").write_text(json.dumps(fields))
+    with pytest.raises(ConfigError, match=key):
+        read_survey(tmp_path / "measured.json")
+
+
 def test_planning_starts_from_what_was_measured() -> None:
     machine, link, members = machine_of(a_survey()), link_of(a_survey()), members_of(a_survey())
     assert machine is not None
