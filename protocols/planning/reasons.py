@@ -22,7 +22,7 @@ _QUALITY = {
     "topk128": "within 0.5 % in short tests, with a step ahead",
     "topk64": "within 0.5 % in short tests, with a step ahead",
 }
-_SPARSE_RATE, _RATED_RATE = 2.5, 2.0
+_SPARSE_RATE, _HIGHEST_RATE, _RATED_RATE = 2.5, 10.0, 2.0
 
 _CODEC_REASONS = {
     "fp16": "two bytes a number lose nothing that a gradient's noise would not hide, and the link carries them.",
@@ -158,8 +158,8 @@ def _sparse_recipe(codec: str, group: int) -> list[Advice]:
     """What contributions that leave much out were tried with, in a group of so many."""
     rate, why = _RATED_RATE, "what is left out comes late, so steps were tried twice as long."
     if steps_ahead(codec):
-        rate = round(_SPARSE_RATE * math.sqrt(group), 2)
-        why = "2.5 times the root of the group: few of what members send coincides, and the mean divides by all."
+        rate = round(min(_SPARSE_RATE * math.sqrt(group), _HIGHEST_RATE), 2)
+        why = "2.5 times the root of the group, at most 10: few of what members send coincides, and the mean divides by all."
     recipe = [
         Advice("outer", "optimizer", "fedavgm", "without momentum it is plain averaging: sparse contributions were tried with that."),
         Advice("outer", "momentum", 0.0, "momentum on top of error feedback made sparse runs worse."),

@@ -54,6 +54,9 @@ SPARSE_RATE = 2.5
 """By the root of the members. Few members send the same elements, and a mean of N vectors that have little in common is about as much
 shorter as the root of N."""
 
+HIGHEST_RATE = 10.0
+"""At twice as much sixty-four members diverge."""
+
 RICH = ("rd50", "rd100")
 """Codecs that leave out too little for a step ahead to pay."""
 
@@ -67,7 +70,8 @@ def rule_of(codec: str, block_elems: int, members: int) -> OuterSettings:
     if codec in RICH:
         return replace(SPARSE, outer_learning_rate=RICH_RATE, feedback=FeedbackSettings(codec, block_elems, DECAY))
     feedback = FeedbackSettings(codec, block_elems, DECAY, STEP_AHEAD)
-    return replace(SPARSE, outer_learning_rate=SPARSE_RATE * math.sqrt(members), feedback=feedback)
+    rate = min(SPARSE_RATE * math.sqrt(members), HIGHEST_RATE)
+    return replace(SPARSE, outer_learning_rate=rate, feedback=feedback)
 
 
 def task(members: int, codec: str, epochs: int, seed: int) -> Learning:
