@@ -163,6 +163,7 @@ class Auditing:
         request = self._request_of(case, member)  # holds the inner states, which others may push out meanwhile
         if request is None:
             return None
+        unsteady: float | None = None
         for bf16 in (None, True, False):
             own = await self._replayed_by(replace(request, bf16=bf16))
             if own is None:
@@ -170,7 +171,8 @@ class Auditing:
             allowed = margin * trust.audit_tolerance
             if not await differs(own, allowed):
                 return False
-            unsteady = await self._unsteady(replace(request, bf16=bf16, nudged=True, end=None), own)
+            if unsteady is None:  # once: replays take long
+                unsteady = await self._unsteady(replace(request, bf16=bf16, nudged=True, end=None), own)
             allowed += UNSTEADY_SLACK * unsteady
             if not await differs(own, allowed):
                 log.info("epoch %d: a replay is unsteady by %.2g: nobody can know more", case.plan.epoch, unsteady)

@@ -19,6 +19,7 @@ from peers.averaging.parts_transfer import fetch_certificate
 from peers.averaging.result import RoundResult
 from peers.averaging.rounds import Rounds
 from peers.averaging.verifying import Verified, Verifying, VerifyingHooks
+from peers.inner_shelf import SHOWN_EPOCHS
 from protocols.butterfly import accepted_weight, contributors_in, reducers_of
 from protocols.content import input_hash
 from protocols.errors import RoundError
@@ -155,11 +156,12 @@ class VerifiedRounds:
             self._unfinished.pop(digest).forget()
         trust = self._context.rules.trust
         audited = trust is not None and trust.auditors > 0
+        shown = SHOWN_EPOCHS if self._context.inner.newest is not None else 1  # many steps take long to compute again
         latest_s = asyncio.get_running_loop().time() - (AUDIT_WITHIN_S if audited else 0.0)
         for digest in [
             digest
             for digest, case in self.cases.items()
-            if case.plan.epoch + AUDITABLE_EPOCHS < now or (case.plan.epoch + 1 < now and case.ended_s < latest_s)
+            if case.plan.epoch + AUDITABLE_EPOCHS < now or (case.plan.epoch + shown < now and case.ended_s < latest_s)
         ]:
             self._concluded.pop(digest)
             self.cases.pop(digest).evidence.forget()

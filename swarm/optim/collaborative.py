@@ -95,7 +95,8 @@ class CollaborativeOptimizer(OptimizerParts):
         """
         if self._outgoing.feedback is None:
             self._rule.record()
-            self._replays = Replays(self._rule, compute, epochs=2 if self._overlap else 1, clock=self._clock)
+            epochs = 1 + self._overlap + self._rule.recording  # many steps take long to compute again
+            self._replays = Replays(self._rule, compute, epochs=epochs, clock=self._clock)
 
     def synchronise(self) -> StepOutcome | None:
         """Take over the swarm's state if it is ahead; the first time, announce the state held. `step` and `follow` begin with this.
@@ -238,6 +239,7 @@ class CollaborativeOptimizer(OptimizerParts):
             self._peer.publish_snapshot(self.snapshot())
         if self._round is not None:
             if not self._round.done():
+                self._serve_replays()
                 return None
             ended, self._round = self._round, None
             return self._take(ended.result())

@@ -4,9 +4,10 @@ A contribution comes from samples that anybody can draw, computed at parameters 
 their epoch has closed, so the parameters of the last epochs are kept here; how a contribution is computed is the sync rule's matter
 (`swarm.optim.replay`), and how samples are drawn is the hook's.
 
-Memory, in fp32 on the CPU, for D trained elements: 4 D bytes always, twice that with overlap, up to `AUDITABLE_EPOCHS` times that where
-epochs are shorter than `AUDIT_WITHIN_S`; 8 D more while a replay is under way, and 4 D for what each comes to, as long as its epoch can be
-looked into; 4 D more if it began before all that is kept now. By the outer rule with Adam a replay takes 16 D and comes to 12 D.
+Memory, in fp32 on the CPU, for D trained elements: 4 D bytes always, as much again with overlap and by the outer rule, up to
+`AUDITABLE_EPOCHS` times that where epochs are shorter than `AUDIT_WITHIN_S`; 8 D more while a replay is under way, and 4 D for what each
+comes to, as long as its epoch can be looked into; 4 D more if it began before all that is kept now. By the outer rule with Adam a replay
+takes 16 D.
 """
 
 from __future__ import annotations

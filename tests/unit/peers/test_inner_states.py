@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,6 +21,7 @@ from peers.state_transfer import FetchPolicy
 from protocols.errors import RemoteError, RemoteRefusal, RemoteTimeout, RoundError
 from protocols.ids import Epoch, PeerId
 from protocols.trust.traced import Traced
+from tests.helpers.attack_scene import time_passes
 
 GIVER = PeerId(b"g" * 32)
 STATE = StateSnapshot.of([("optim/w/exp_avg", torch.ones(4))], epoch=1, accepted_samples=0, meta={})
@@ -35,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, answer: Callable[[int], RemoteError |
         nonlocal questions
         questions += 1
         assert [donor.peer for donor in donors] == [GIVER], "also over what reaches those whom nobody can dial"
-        await asyncio.sleep(1.0)
+        await time_passes(1.0)
         error = answer(questions)
         if error is None:
             return STATE

@@ -146,7 +146,7 @@ def learnt(memory: InnerMemory) -> float:
 def test_8_bit_states_learn_as_well_as_fp32_ones() -> None:
     plain = learnt(PLAIN)
     assert plain < 3.4, "it learns: a model that knows nothing has 5.6"
-    assert learnt(EIGHT_BIT) == pytest.approx(plain, rel=0.01)
+    assert learnt(EIGHT_BIT) < 1.01 * plain
     assert learnt(EIGHT_BIT) != plain
 
 
