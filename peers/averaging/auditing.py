@@ -262,6 +262,7 @@ class Auditing:
 
     async def _owes_states(self, case: Case, peer: PeerId) -> bool:
         """Whether a member still has to show what it committed to, answers, and is the process that committed to it."""
+        await asyncio.sleep(self._context.rules.stall_timeout_s)  # it may answer calls before everybody has heard that it is new
         await self._context.directory.refresh()  # or a process that has just begun would look like the one before
         if self._court.epoch > case.plan.epoch + SHOWN_EPOCHS:  # by now: asking for a state may take epochs
             return False

@@ -211,6 +211,10 @@ def restarts(scene: Scene, member: Learner) -> None:
     """Another process answers under the same address, and knows nothing of what the one before it has committed to."""
     node, shelf = member.node, member.node._inner
     shelf._own.clear()
+    rule = member.optimizer._rule
+    assert isinstance(rule, OuterRule)
+    record_of(member).take_over()
+    rule._start_anew()
     presence = replace(node._settings.presence, started_at=node._clock.now())
     node._settings = replace(node._settings, presence=presence)
     record = seal_presence(replace(presence, address=node.address), node._sealer, node._clock.now())
