@@ -123,10 +123,19 @@ async def alongside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
 
 @contextmanager
 def plain_remote_errors() -> Iterator[None]:
-    """Turn the exception group of a TaskGroup in which only RemoteErrors happened into the first of them."""
+    """Turn the exception group of a TaskGroup in which only RemoteErrors happened into the first of them.
+
+    Raises:
+        CancelledError: we were cancelled at the same time. Up to Python 3.12 a TaskGroup whose tasks fail while it is cancelled raises
+            their errors alone, and who caught them would go on as if nobody had cancelled it (python/cpython#116720).
+    """
+    task = asyncio.current_task()
+    cancellations = task.cancelling() if task else 0
     try:
         yield
     except BaseExceptionGroup as group:
+        if task and task.cancelling() > cancellations:
+            raise asyncio.CancelledError from group
         remote, rest = group.split(RemoteError)
         if remote is None or rest is not None:
             raise
