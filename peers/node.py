@@ -310,7 +310,7 @@ class Node:
         bans = self._settings.ledger.bans
         swarm = self._estimate()
         target = target_at(self._settings.target_samples, swarm.epoch)
-        self._handle.set_view(swarm_view(swarm, target, members, roles, bans))
+        self._handle.set_view(swarm_view(swarm, target, members, roles, bans, audited=self._settings.rules.audited))
 
     # What the trainer asks for (PeerService)
 

@@ -13,7 +13,13 @@ from protocols.trust.ledger import Ban
 
 
 def swarm_view(
-    swarm: SwarmProgress, target_samples: int, members: Iterable[Progress], roles: Mapping[PeerId, str], bans: Iterable[Ban]
+    swarm: SwarmProgress,
+    target_samples: int,
+    members: Iterable[Progress],
+    roles: Mapping[PeerId, str],
+    bans: Iterable[Ban],
+    *,
+    audited: bool = False,
 ) -> SwarmView:
     """Put it together.
 
@@ -23,6 +29,7 @@ def swarm_view(
         members: newest progress of everybody, ourselves included.
         roles: as far as they are announced; others count as trainers.
         bans: known ones.
+        audited: whether members compute each other's contributions again.
     """
     return SwarmView(
         swarm.epoch,
@@ -33,6 +40,7 @@ def swarm_view(
         swarm.state_hash,
         swarm.behind,
         tuple(BannedView(ban.accused, ban.epoch, ban.offence.sentence) for ban in bans),
+        audited,
     )
 
 

@@ -191,6 +191,7 @@ class SwarmView:
         state_hash: most common state hash at `epoch` (32 bytes), empty while unknown.
         behind: this member must fetch the state before it can go on.
         banned: who is out, and why.
+        audited: members compute again what others contributed, and whoever cannot be confirmed is banned.
     """
 
     epoch: Epoch = _FIRST_EPOCH
@@ -201,6 +202,7 @@ class SwarmView:
     state_hash: bytes = b""
     behind: bool = False
     banned: tuple[BannedView, ...] = ()
+    audited: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,11 @@ class AveragingRules:
     trust: TrustRules | None = None
 
     @property
+    def audited(self) -> bool:
+        """Whether members compute again what others contributed."""
+        return self.trust is not None and self.trust.auditors > 0
+
+    @property
     def heartbeat_s(self) -> float:
         """How often an idle stream says that it is alive: three may be late before anyone is given up."""
         return self.stall_timeout_s / 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
 
 from peers.averaging.context import MemberContext
@@ -114,28 +114,41 @@ async def beat_forever(stream: Stream, heartbeat_s: float) -> None:
 
 @asynccontextmanager
 async def alongside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run `work` beside the body and stop it when the body is through; what it raises ends the body."""
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(work)
-        yield
-        task.cancel()
+    """Run `work` beside the body and stop it when the body is through; what it raises ends the body, as a group.
+
+    Raises:
+        CancelledError: we were cancelled, whatever `work` raised as it was stopped. Up to Python 3.12 a TaskGroup would raise that alone,
+            and who caught it would go on as if nobody had cancelled it (python/cpython#116720).
+    """
+    me = asyncio.current_task()
+    cancelled_before = me.cancelling() if me else 0
+    cancelled = False
+    try:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(work)
+            try:
+                yield
+            finally:
+                task.cancel()
+                while not task.done():
+                    with suppress(asyncio.CancelledError):  # counted below: the group cancels us once if `work` fails, others mean it
+                        await asyncio.wait([task])
+                failed = not task.cancelled() and task.exception() is not None
+                cancelled = me is not None and me.cancelling() > cancelled_before + failed
+    except BaseExceptionGroup as errors:
+        if not cancelled:
+            raise
+        raise asyncio.CancelledError from errors
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 @contextmanager
 def plain_remote_errors() -> Iterator[None]:
-    """Turn the exception group of a TaskGroup in which only RemoteErrors happened into the first of them.
-
-    Raises:
-        CancelledError: we were cancelled at the same time. Up to Python 3.12 a TaskGroup whose tasks fail while it is cancelled raises
-            their errors alone, and who caught them would go on as if nobody had cancelled it (python/cpython#116720).
-    """
-    task = asyncio.current_task()
-    cancellations = task.cancelling() if task else 0
+    """Turn the exception group of a TaskGroup in which only RemoteErrors happened into the first of them."""
     try:
         yield
     except BaseExceptionGroup as group:
-        if task and task.cancelling() > cancellations:
-            raise asyncio.CancelledError from group
         remote, rest = group.split(RemoteError)
         if remote is None or rest is not None:
             raise

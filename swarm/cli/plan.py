@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,7 +33,10 @@ Example:
 
 _MOST_PEERS = 100_000
 _MOST_MBIT = 1e6
+_MOST_GIB = 1e6
 _GIB = 2**30
+_UTILISATION = 0.35
+_MICRO_BATCH = 8
 
 Peers = Annotated[int | None, typer.Option("--peers", min=1, max=_MOST_PEERS, help="How many compute.")]
 Measured = Annotated[
@@ -44,17 +47,22 @@ Clients = Annotated[int | None, typer.Option("--clients", min=0, help="How many 
 RoundTrip = Annotated[float | None, typer.Option("--rtt-ms", min=0.0, max=60_000.0, help="Round trip between peers, in ms [50].")]
 Tflops = Annotated[float | None, typer.Option("--device-tflops", min=1e-6, max=1e6, help="Stated speed of each device, 10^12 a second.")]
 Share = Annotated[
-    float, typer.Option("--utilisation-of-device", min=0.001, max=1.0, help="How much of its stated speed a device reaches in training.")
+    float | None,
+    typer.Option("--utilisation-of-device", min=0.001, max=1.0, help="How much of its stated speed a device reaches in training [0.35]."),
 ]
 Memory = Annotated[
     float | None,
     typer.Option(
-        "--memory-gib", "--device-gb", min=0.001, help="Memory of each device, 12 for a card of 12 GB: how to make the model fit into it."
+        "--memory-gib",
+        "--device-gb",
+        min=0.001,
+        max=_MOST_GIB,
+        help="Memory of each device, 12 for a card of 12 GB: how to make the model fit into it.",
     ),
 ]
-MicroBatch = Annotated[int, typer.Option("--micro-batch", min=1, help="Samples in one pass; --probe finds it.")]
+MicroBatch = Annotated[int | None, typer.Option("--micro-batch", min=1, help="Samples in one pass, beside --device-tflops [8].")]
 DoProbe = Annotated[bool, typer.Option("--probe", help="Measure this machine in place of --device-tflops.")]
-Device = Annotated[str, typer.Option("--device", help="Which to probe: auto, cpu or cuda.")]
+Device = Annotated[str | None, typer.Option("--device", help="Which to --probe: auto, cpu or cuda [auto].")]
 
 
 def command(  # noqa: PLR0913  each parameter is a flag
@@ -64,11 +72,11 @@ def command(  # noqa: PLR0913  each parameter is a flag
     clients: Clients = None,
     rtt_ms: RoundTrip = None,
     device_tflops: Tflops = None,
-    utilisation_of_device: Share = 0.35,
+    utilisation_of_device: Share = None,
     memory_gib: Memory = None,
-    micro_batch: MicroBatch = 8,
+    micro_batch: MicroBatch = None,
     probe: DoProbe = False,
-    device: Device = "auto",
+    device: Device = None,
     measured: Measured = None,
     as_json: AsJson = False,
 ) -> None:
@@ -76,6 +84,10 @@ def command(  # noqa: PLR0913  each parameter is a flag
     if probe + (device_tflops is not None) + (measured is not None) != 1:
         message = "give one of the three: what devices can do, --probe to measure this one, or --measured for what a member has measured."
         raise typer.BadParameter(message, param_hint="--device-tflops")
+    _refuse_beside(
+        device_tflops is None, "--device-tflops", {"--utilisation-of-device": utilisation_of_device, "--micro-batch": micro_batch}
+    )
+    _refuse_beside(not probe, "--probe", {"--device": device})
     from protocols.planning import Machine
     from swarm.runfile import check_fragments, read_spec
 
@@ -86,12 +98,20 @@ def command(  # noqa: PLR0913  each parameter is a flag
     if found is not None:
         machine = measured_machine_of(found)
     elif device_tflops is not None:
-        machine = Machine(flops_per_s=device_tflops * 1e12 * utilisation_of_device, micro_batch_samples=micro_batch)
+        flops_per_s = device_tflops * 1e12 * (utilisation_of_device or _UTILISATION)
+        machine = Machine(flops_per_s=flops_per_s, micro_batch_samples=micro_batch or _MICRO_BATCH)
     else:
-        machine = _probed(spec, device)
-    if memory_gib is not None and memory_gib * _GIB < sys.maxsize:
+        machine = _probed(spec, device or "auto")
+    if memory_gib is not None:
         machine = replace(machine, memory_bytes=round(memory_gib * _GIB))
     _report(spec, members, machine, link, as_json=as_json)
+
+
+def _refuse_beside(missing: bool, partner: str, flags: Mapping[str, object]) -> None:
+    """What would be ignored without its partner is a mistake."""
+    for flag, value in flags.items():
+        if missing and value is not None:
+            raise typer.BadParameter(f"it counts only beside {partner}.", param_hint=flag)
 
 
 def _probed(spec: RunSpec, device: str) -> Machine:

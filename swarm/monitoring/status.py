@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from protocols.errors import ExitCode, StateDirError
+from swarm.monitoring.replacing import replace_text
 
 STALE_AFTER_S = 15.0
 """A status older than this is not believed, even if a process with its number exists."""
@@ -191,13 +192,7 @@ def write_status(path: Path, status: PeerStatus) -> None:
     Raises:
         StateDirError: the directory cannot be written or the disk is full.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(status.to_json(), encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise StateDirError(f"Cannot write {path}: {error.strerror}; make room or choose another --state-dir.") from None
+    replace_text(path, status.to_json())
 
 
 def read_status(path: Path) -> PeerStatus | None:

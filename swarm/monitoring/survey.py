@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protocols.config_errors import sentences
-from protocols.errors import ConfigError, StateDirError
+from protocols.errors import ConfigError
 from protocols.link_figures import LinkFigures
+from swarm.monitoring.replacing import replace_text
 from swarm.monitoring.table import human_bytes
 
 _MAX_FILE_BYTES = 2**16
@@ -98,13 +98,7 @@ def write_survey(path: Path, survey: Survey) -> None:
     Raises:
         StateDirError: the directory cannot be written or the disk is full.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(survey.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise StateDirError(f"Cannot write {path}: {error.strerror}; make room or choose another --state-dir.") from None
+    replace_text(path, survey.model_dump_json(indent=1) + "\n")
 
 
 def read_survey(path: Path) -> Survey | None:

@@ -69,7 +69,7 @@ class CollaborativeOptimizer(OptimizerParts):
     ) -> None:
         if target_at(target_batch_samples, Epoch(0)) < 1:
             raise ConfigError(f"target_batch_samples must be at least 1, not {target_at(target_batch_samples, Epoch(0))}")
-        settings = rule or GradientSettings()
+        self._settings = settings = rule or GradientSettings()
         feedback = settings.feedback.make() if settings.feedback else None
         super().__init__(make_rule(model, optimizer, settings, feedback), settings, feedback)
         self._peer = peer
@@ -130,7 +130,7 @@ class CollaborativeOptimizer(OptimizerParts):
             summed: `.grad` holds the sum over the samples, as after several calls of `backward` on sums.
 
         Raises:
-            ConfigError: `samples` is below 1.
+            ConfigError: `samples` is below 1; or this run's members could not confirm what we contribute, and would ban us for it.
             PeerStopped: leave the training loop.
             RemoteProtocolError: the swarm's state does not fit this model.
         """
@@ -140,6 +140,8 @@ class CollaborativeOptimizer(OptimizerParts):
         if behind is not None:
             self.zero_grad()  # computed from a state that is no longer held
             return behind
+        if self._peer.view().audited:
+            self._check_auditable()
         if self._rule.samples and self._rule.samples + samples > EPOCHS_WORTH * self._target():
             self.zero_grad()
             self._report(self._working())
@@ -150,6 +152,15 @@ class CollaborativeOptimizer(OptimizerParts):
         self._report(self._working())
         outcome = self._serve_swarm() or self._outcome(StepStatus.ACCUMULATED if accepted else StepStatus.DROPPED)
         return outcome if lost_samples is None else replace(outcome, lost_samples=outcome.lost_samples + lost_samples)
+
+    def _check_auditable(self) -> None:
+        """Others would compute our inner steps again, and ban us if we said nothing of what they began with. Error feedback nobody audits.
+
+        Raises:
+            ConfigError: they could not confirm what we contribute.
+        """
+        if isinstance(self._settings, OuterSettings) and self._outgoing.feedback is None and not self._rule.recording:
+            raise ConfigError("members of this run compute each other's inner steps again: call replay_with before the first step")
 
     def _take_in(self, samples: int, loss: float | None, *, summed: bool) -> int | None:
         """Add a micro-batch; if it is left out, return how many accumulated samples went with it."""

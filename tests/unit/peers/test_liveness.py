@@ -68,3 +68,30 @@ def test_who_is_cancelled_while_a_connection_breaks_stays_cancelled() -> None:
 
     run_simulated(main())
     assert not went_on
+
+
+def test_who_is_cancelled_while_what_ran_beside_it_is_being_stopped_stays_cancelled() -> None:
+    went_on = []
+
+    async def slow_to_stop() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await time_passes(5.0)
+            raise RemoteTimeout(peer(), "the connection broke while we were leaving")
+
+    async def follow() -> None:
+        with plain_remote_errors():
+            async with alongside(slow_to_stop()):
+                await time_passes(1.0)
+        went_on.append(True)
+
+    async def main() -> None:
+        following = asyncio.get_running_loop().create_task(follow())
+        await time_passes(2.0)
+        following.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await following
+
+    run_simulated(main())
+    assert not went_on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from peers.local import LocalPeer
 from protocols.errors import ConfigError, LocalProtocolError, RemoteProtocolError, RoundError
 from protocols.ids import Epoch
 from swarm.optim import CollaborativeOptimizer, StepStatus
+from swarm.optim.settings import FeedbackSettings, GradientSettings, OuterSettings
 from tests.helpers.scripted_peer import CLIPPED, ME, Answer, Loop, ScriptedPeer, aborted, alone, applied, behind, trained
 
 
@@ -282,3 +284,23 @@ def test_speed_counts_computing_and_not_averaging() -> None:
         now_s += 2.0  # 4 samples in 2 s
         loop.batch(number)
     assert speeds[-1] == pytest.approx(2.0)
+
+
+AUDITED = SwarmView(audited=True)
+OUTER = OuterSettings(inner_batch_samples=4)
+
+
+def test_who_could_not_be_confirmed_does_not_begin_in_an_audited_run() -> None:
+    loop = Loop(ScriptedPeer(shown=AUDITED))
+    loop.opt = CollaborativeOptimizer(loop.model, loop.inner, peer=loop.peer, target_batch_samples=8, rule=OUTER)
+    with pytest.raises(ConfigError, match="call replay_with before the first step"):
+        loop.batch(0)
+    assert loop.opt.samples == 0
+
+
+@pytest.mark.parametrize("rule", [OUTER, replace(OUTER, feedback=FeedbackSettings("int4", 64)), GradientSettings()])
+def test_who_records_what_it_does_trains_in_an_audited_run(rule: GradientSettings) -> None:
+    loop = Loop(ScriptedPeer(shown=AUDITED))
+    loop.opt = CollaborativeOptimizer(loop.model, loop.inner, peer=loop.peer, target_batch_samples=8, rule=rule)
+    loop.opt.replay_with(lambda request, done: None)
+    assert loop.batch(0) is StepStatus.ACCUMULATED

@@ -105,6 +105,9 @@ def test_wrong_usage_and_wrong_files_end_as_with_every_command(run_file: Path, t
         ([run_file, *base, "--device-tflops", "1", "--clients", "4"], ExitCode.CONFIG),
         ([tmp_path / "none.toml", *base, "--device-tflops", "1"], ExitCode.CONFIG),
         ([run_file, *base, "--probe", "--device", "abacus"], ExitCode.CONFIG),
+        ([run_file, *base, "--probe", "--micro-batch", "4"], ExitCode.USAGE),
+        ([run_file, *base, "--device-tflops", "1", "--device", "cpu"], ExitCode.USAGE),
+        ([run_file, *base, "--device-tflops", "1", "--device-gb", "inf"], ExitCode.USAGE),
     )
     for arguments, expected in cases:
         code, _, complaint = run(*arguments)
