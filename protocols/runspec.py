@@ -193,7 +193,9 @@ class AveragingSection(_Section):
     """
 
     block_elems: Annotated[int, Field(ge=16, le=2**26)] = 2**20
-    codec: Literal["fp32", "fp16", "bf16", "int8", "int4", "e3m0", "adaptive-int8", "topk64", "topk128", "rd20", "rd50", "rd100"] = "fp32"
+    codec: Literal[
+        "fp32", "fp16", "bf16", "int8", "int4", "e3m0", "adaptive-int8", "topk64", "topk128", "topk32-152", "rd20", "rd50", "rd100"
+    ] = "fp32"
     max_group: Annotated[int, Field(ge=2, le=MAX_MEMBERS)] = 16
     overlap: bool = False
     error_feedback: Annotated[float, Field(ge=0, le=1)] = 0.0

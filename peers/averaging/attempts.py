@@ -47,8 +47,9 @@ async def average_by_plan(
     """
     first_digest = plan.digest
     digests: tuple[bytes, ...] = (first_digest,)
-    result = rounds.results[first_digest] = RoundResult(context.blocks_of(own_D.numel()), context.rules.codec, context.memory)
-    most_s = generous_s(plan, context.rules.codec.max_encoded_bytes(plan.size_elems))
+    result = rounds.results[first_digest] = RoundResult(context.blocks_of(own_D.numel()), context.rules.result_codec, context.memory)
+    codecs = context.rules.part_codec(plan.round_index), context.rules.result_codec
+    most_s = generous_s(plan, max(codec.max_encoded_bytes(plan.size_elems) for codec in codecs))
     patience = Patience(rounds.exchange_deadline, context.rules.stall_timeout_s, most_s)
     try:
         while True:

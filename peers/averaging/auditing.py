@@ -193,7 +193,7 @@ class Auditing:
 
     async def _differs(self, case: Case, member: int, block: BlockIndex, own: Replayed, tolerance: float) -> bool:
         """Bytes that are no block are no contribution either."""
-        codec, (start, stop) = self._context.rules.codec, case.evidence.blocks.span(block)
+        codec, (start, stop) = self._context.rules.part_codec(case.plan.round_index), case.evidence.blocks.span(block)
 
         def compare() -> bool:
             try:
@@ -217,7 +217,7 @@ class Auditing:
             return None
         start, stop = case.evidence.blocks.span(block)
         try:
-            part_E = self._context.rules.codec.open(data, stop - start)
+            part_E = self._context.rules.part_codec(case.plan.round_index).open(data, stop - start)
         except ValueError:  # only who lies together with the block's reducer gets them into a result
             return True
         return misreports(check, part_E, case.result.averaged_D[start:stop], block, margin)

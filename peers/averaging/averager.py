@@ -282,7 +282,7 @@ class Averager:
         """The others closed the round without us: take their result; None if whoever says so cannot give it."""
         commit = late.commit
         round_id = RoundId(self._context.rules.run, commit.epoch, commit.round_index)
-        result = RoundResult(self._context.blocks_of(size_elems), self._context.rules.codec, self._context.memory)
+        result = RoundResult(self._context.blocks_of(size_elems), self._context.rules.result_codec, self._context.memory)
         wanted = {BlockIndex(block): value for block, value in enumerate(commit.block_hashes)}
         await fetch_blocks(self._context, late.holder, commit.first_plan_digest, wanted, result)
         if tuple(result.hashes) != commit.block_hashes:

@@ -37,7 +37,7 @@ class AveragingRules:
     Args:
         run: the run.
         block_elems: elements in a block.
-        codec: encoding of blocks.
+        codec: encoding of blocks; see `part_codec` and `result_codec`.
         max_group: most members in one group.
         join_timeout_s: longest wait of a leader for the others; what rounds really take makes it shorter.
         stall_timeout_s: silence (not even a heartbeat) after which a member is taken for gone.
@@ -53,6 +53,15 @@ class AveragingRules:
     stall_timeout_s: float = 3.0
     round_timeout_s: float = 3600.0
     trust: TrustRules | None = None
+
+    def part_codec(self, round_index: int) -> Codec:
+        """Encoding of what members bring to a round: those after an epoch's first bring results."""
+        return self.codec.results if round_index else self.codec
+
+    @property
+    def result_codec(self) -> Codec:
+        """Encoding of what reducers return."""
+        return self.codec.results
 
     @property
     def audited(self) -> bool:

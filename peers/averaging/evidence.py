@@ -157,7 +157,7 @@ class Evidence:
         return replace(traced, inner_start_plan=plan_digest)
 
     def _encode_all(self) -> tuple[bytes, ...]:
-        codec, contents = self._context.rules.codec, []
+        codec, contents = self._context.rules.part_codec(self.plan.round_index), []
         for block in map(BlockIndex, range(self.blocks.count)):
             start, stop = self.blocks.span(block)
             data = codec.encode(self._own_D[start:stop])

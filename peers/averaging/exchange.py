@@ -171,14 +171,14 @@ class Exchange:
 
     async def _take_all_results(self, stream: Stream, reducer: int) -> None:
         terms = self._terms
-        reader = FrameReader(stream.peer, FrameKind.RESULT, terms.lengths(reducer), self._result.buffer_for)
+        reader = FrameReader(stream.peer, FrameKind.RESULT, terms.result_lengths(reducer), self._result.buffer_for)
         while not reader.complete:
             item = reader.feed(await next_frame(stream, terms.rules.stall_timeout_s))
             if item:
                 contributors = contributors_in(self._plan, item.contributors)
                 if contributors is None or not self._plan.absent.isdisjoint(contributors):
                     raise RemoteProtocolError(stream.peer, f"block {item.block} names contributors that the plan does not have")
-                await terms.checked(stream, item, lambda i=item: self._result.put(i, terms.open(i)))  # type: ignore[misc]
+                await terms.checked(stream, item, lambda i=item: self._result.put(i, terms.open_result(i)))  # type: ignore[misc]
             terms.measuring.moved()
         if self._evidence:
             await self._take_statement(stream, reducer, self._evidence)
@@ -212,13 +212,13 @@ class Exchange:
 
     def _own_part(self, block: BlockIndex) -> Part:
         """Our part as the others would see it: through the codec."""
-        return self._terms.codec.open(self._encode_own(block), self._terms.blocks.elems(block))
+        return self._terms.part_codec.open(self._encode_own(block), self._terms.blocks.elems(block))
 
     def _encode_own(self, block: BlockIndex) -> BytesLike:
         if self._evidence:
             return self._evidence.part(self._me, block)
         start, stop = self._terms.blocks.span(block)
-        return self._terms.codec.encode(self._own_D[start:stop])
+        return self._terms.part_codec.encode(self._own_D[start:stop])
 
 
 def drop_minorities(plan: Plan, result: RoundResult, blocks: Iterable[BlockIndex]) -> None:

@@ -30,7 +30,7 @@ async def fetch_blocks(
     if endpoint is None:
         return True
     rules = context.rules
-    lengths = {block: rules.codec.lengths(result.blocks.elems(block)) for block in wanted}
+    lengths = {block: rules.result_codec.lengths(result.blocks.elems(block)) for block in wanted}
     reader = FrameReader(holder, FrameKind.RESULT, lengths)
     try:
         async with context.transport.stream(endpoint, "blocks", timeout_s=rules.round_timeout_s) as stream:
@@ -59,7 +59,7 @@ def _keep(context: MemberContext, holder: PeerId, item: BlockBytes, wanted: Mapp
     if block_hash(item.content, item.contributors) != wanted[item.block]:
         raise RemoteProtocolError(holder, f"block {item.block} is not the one that was agreed")
     try:
-        result.put(item, context.rules.codec.open(item.data, result.blocks.elems(item.block)))
+        result.put(item, context.rules.result_codec.open(item.data, result.blocks.elems(item.block)))
     except ValueError as error:
         raise RemoteProtocolError(holder, f"block {item.block}: {error}") from error
 
@@ -83,6 +83,6 @@ async def serve_blocks(context: MemberContext, stream: Stream, results: Mapping[
         if block >= result.blocks.count or not result.hashes[block]:
             raise RemoteRefusal(stream.peer, "missing-block", f"this member does not hold block {block}")
         start, stop = result.blocks.span(block)
-        data = await context.heavy(lambda a=start, b=stop: context.rules.codec.encode(result.averaged_D[a:b]))  # type: ignore[misc]
+        data = await context.heavy(lambda a=start, b=stop: context.rules.result_codec.encode(result.averaged_D[a:b]))  # type: ignore[misc]
         for frame in frames_of(BlockBytes(FrameKind.RESULT, block, data, result.masks[block])):
             await stream.send(frame)

@@ -118,7 +118,7 @@ class _Opening:
         start, stop = self.result.blocks.span(self.block)
         claimed_E = self.result.averaged_D[start:stop]
         mean_E, spread = self._aggregate(parts) if parts else (torch.zeros_like(claimed_E), 0.0)
-        codec = self.context.rules.codec
+        codec = self.context.rules.result_codec
         found_E = codec.decode(codec.encode(mean_E), stop - start)
         facts = BlockFacts((1.0,), math.inf, block_norm(found_E), codec_error(codec, found_E))
         right, unreadable = None, bool(findings)
@@ -142,14 +142,15 @@ class _Opening:
         return parts, findings
 
     def _part(self, member: int) -> Part:
-        return self.context.rules.codec.open(self.evidence.part(member, self.block), self.result.blocks.elems(self.block))
+        codec = self.context.rules.part_codec(self.plan.round_index)
+        return codec.open(self.evidence.part(member, self.block), self.result.blocks.elems(self.block))
 
     def _put_right(self, parts: Mapping[int, Part]) -> BlockBytes:
         """The block without its reducer's part, unless there is no other."""
         counted = {member: part for member, part in parts.items() if member != self.reducer} or parts
         mean_E = self._aggregate(counted)[0] if counted else torch.zeros(self.result.blocks.elems(self.block))
         mask = sum(1 << member for member in counted or self.had)
-        return BlockBytes(FrameKind.RESULT, self.block, bytes(self.context.rules.codec.encode(mean_E)), mask)
+        return BlockBytes(FrameKind.RESULT, self.block, bytes(self.context.rules.result_codec.encode(mean_E)), mask)
 
     def _aggregate(self, parts: Mapping[int, Part]) -> tuple[torch.Tensor, float]:
         """The aggregate, and how far the parts lie around it as far as that counts."""

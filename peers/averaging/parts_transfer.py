@@ -101,7 +101,7 @@ async def _fetch(context: MemberContext, evidence: Evidence, member: int, blocks
     endpoint, rules = context.directory.endpoint(holder), context.rules
     if endpoint is None:
         raise RemoteTimeout(holder, "it cannot be dialled")
-    lengths = {block: rules.codec.lengths(evidence.blocks.elems(block)) for block in blocks}
+    lengths = {block: rules.part_codec(evidence.plan.round_index).lengths(evidence.blocks.elems(block)) for block in blocks}
     reader = FrameReader(holder, FrameKind.PART, lengths, hashed=True)
     async with context.transport.stream(endpoint, PARTS, timeout_s=rules.round_timeout_s) as stream:
         await stream.send(PartsRequest(evidence.digest, member, tuple(blocks)).encode())

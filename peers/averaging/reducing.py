@@ -101,8 +101,8 @@ class Reducing:
         else:
             mean_E = weighted_mean(parts_GE, weights_G, out_E=out_E)
         mean_E = self._terms.context.conduct.reduced(order.block, mean_E, self._radii.get(order.block, math.inf))
-        item = BlockBytes(FrameKind.RESULT, order.block, self._terms.codec.encode(mean_E), order.mask)
-        self._result.put(item, self._terms.open(item))
+        item = BlockBytes(FrameKind.RESULT, order.block, self._terms.result_codec.encode(mean_E), order.mask)
+        self._result.put(item, self._terms.open_result(item))
         return item
 
     def _sign(self, evidence: Evidence | None) -> bytes:
@@ -231,7 +231,7 @@ class Reducing:
     async def _take_parts(self, stream: Stream, sender: int) -> None:
         terms = self._terms
         evidence = terms.evidence
-        reader = FrameReader(stream.peer, FrameKind.PART, terms.lengths(terms.me), terms.buffer, hashed=evidence is not None)
+        reader = FrameReader(stream.peer, FrameKind.PART, terms.part_lengths(), terms.buffer, hashed=evidence is not None)
         try:
             while not reader.complete:
                 item = reader.feed(await next_frame(stream, terms.rules.stall_timeout_s))
@@ -241,7 +241,7 @@ class Reducing:
                 if item:
                     if evidence:
                         evidence.note_part(sender, item.block, item.data, item.content)
-                    part_E = await terms.checked(stream, item, lambda i=item: terms.open(i))  # type: ignore[misc]
+                    part_E = await terms.checked(stream, item, lambda i=item: terms.open_part(i))  # type: ignore[misc]
                     self.part_arrived(sender, item.block, part_E)
                 terms.measuring.moved()
             terms.measuring.parts_in(sender)

@@ -43,7 +43,8 @@ class Terms:
         self.plan = plan
         self.me = index
         self.blocks = context.blocks_of(plan.size_elems)
-        self.codec = context.rules.codec
+        self.part_codec = context.rules.part_codec(plan.round_index)
+        self.result_codec = context.rules.result_codec
         self.measuring = Measuring(context, plan, index)
         self._turns = {other: Turns(rate) for other, rate in stream_rates(plan, index).items()}
 
@@ -55,21 +56,29 @@ class Terms:
         """For one stream to a member; all of them together keep to what the links carry."""
         return Pace(self.rules.heartbeat_s, self._turns.get(member))
 
-    def lengths(self, reducer: int) -> dict[BlockIndex, range]:
-        """Lengths that the encoding of every block that a member reduces may have."""
-        return {block: self.codec.lengths(self.blocks.elems(block)) for block in blocks_reduced_by(self.plan, reducer)}
+    def part_lengths(self) -> dict[BlockIndex, range]:
+        """Lengths that others' parts of every block that we reduce may have."""
+        return {block: self.part_codec.lengths(self.blocks.elems(block)) for block in blocks_reduced_by(self.plan, self.me)}
+
+    def result_lengths(self, reducer: int) -> dict[BlockIndex, range]:
+        """Lengths that every block that a member reduces may have when it returns it."""
+        return {block: self.result_codec.lengths(self.blocks.elems(block)) for block in blocks_reduced_by(self.plan, reducer)}
 
     def buffer(self, _block: BlockIndex, total_bytes: int) -> BytesLike:
         """Where an encoded block is received that is not kept for long."""
         return self.context.memory.array(total_bytes).data
 
-    def open(self, item: BlockBytes) -> Part:
-        """Check an encoding; it is decoded tile by tile where it is needed.
+    def open_part(self, item: BlockBytes) -> Part:
+        """Check an encoding of a part; it is decoded tile by tile where it is needed.
 
         Raises:
             ValueError: it is none of such a block.
         """
-        return self.codec.open(item.data, self.blocks.elems(item.block))
+        return self.part_codec.open(item.data, self.blocks.elems(item.block))
+
+    def open_result(self, item: BlockBytes) -> Part:
+        """As `open_part`, of a result."""
+        return self.result_codec.open(item.data, self.blocks.elems(item.block))
 
     async def checked(self, stream: Stream, item: BlockBytes, work: Callable[[], T]) -> T:
         """Run work on what a member sent in the pool; what it cannot decode is that member's fault.

@@ -203,7 +203,7 @@ class VerifiedRounds:
 
     def _make_check(self, evidence: Evidence, plan: Plan, result: RoundResult, coin: bytes) -> Check:
         """Our figures. Runs in the pool."""
-        count, codec = evidence.blocks.count, self._context.rules.codec
+        count, codec = evidence.blocks.count, self._context.rules.part_codec(plan.round_index)
         projections, distances, doubted = [0.0] * count, [0.0] * count, []
         for block in map(BlockIndex, range(count)):
             if not result.masks.get(block, 0) >> evidence.me & 1:
@@ -234,7 +234,7 @@ class VerifiedRounds:
                     case.liars.add(member)
             if opened.right is not None:
                 right = opened.right
-                part = self._context.rules.codec.open(right.data, case.result.blocks.elems(block))
+                part = self._context.rules.result_codec.open(right.data, case.result.blocks.elems(block))
                 case.put_right.add(block)  # first: whoever looks into this round meanwhile shall not compare a half-written block
                 case.result.put(right, part)
         if not case.put_right.issuperset(unvouched):
@@ -258,7 +258,7 @@ class VerifiedRounds:
 
     def _suspects(self, case: Case) -> Looked:
         """Runs in the pool."""
-        evidence, plan, result, codec = case.evidence, case.plan, case.result, self._context.rules.codec
+        evidence, plan, result, codec = case.evidence, case.plan, case.result, self._context.rules.result_codec
         trust = self._context.rules.trust
         contributors = {block: contributors_in(plan, mask) or () for block, mask in result.masks.items()}
         facts, radii = {}, evidence.stated_radii()

@@ -30,6 +30,11 @@ class Codec(ABC):
     name: str
     """As in `RunSpec.averaging.codec`."""
 
+    @property
+    def results(self) -> Codec:
+        """How reducers return blocks, and members bring them to a later round; the same, but for `protocols.codecs.two_way`."""
+        return self
+
     @abstractmethod
     def max_encoded_bytes(self, elems: int) -> int:
         """Length that no encoding of a block of that many elements exceeds."""

@@ -28,7 +28,10 @@ def predict(members: Members, machine: Machine, link: Link, workload: Workload, 
     """
     blocks = blocks_of(workload, settings)
     lines = lines_of(members.peers - members.clients, members.clients, settings.max_group, members.helpers)
-    traffics = [{line: group_traffic(line, settings.codec, blocks, verify=settings.verify) for line in axis} for axis in lines]
+    traffics = [
+        {line: group_traffic(line, settings.codec, blocks, verify=settings.verify, first=not number) for line in axis}
+        for number, axis in enumerate(lines)
+    ]
     sample_s = workload.flops_per_sample / machine.flops_per_s
     step_samples = step_samples_of(members, machine, settings)
     computing = members.computing(sample_s)

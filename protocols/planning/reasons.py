@@ -19,16 +19,17 @@ _QUALITY = {
     "int8": "within fp32's",
     "int4": "within fp32's in published runs",
     "rd50": "within 0.5 % in a short test",
-    "topk128": "within 0.5 % in short tests, with a step ahead",
+    "topk32-152": "within 0.5 % in short tests, with a step ahead",
     "topk64": "within 0.5 % in short tests, with a step ahead",
 }
-_SPARSE_RATE, _HIGHEST_RATE, _RATED_RATE = 2.5, 10.0, 2.0
+_SPARSE_RATE, _RATED_RATE = 2.5, 2.0
+_HIGHEST_RATE = {"topk64": 10.0, "topk32-152": 13.0}
 
 _CODEC_REASONS = {
     "fp16": "two bytes a number lose nothing that a gradient's noise would not hide, and the link carries them.",
     "int8": "a quarter of fp32's bytes, and an error far below the differences between members.",
     "rd50": "half a bit a number, as denser codecs would have devices wait most of the time; {loss}.",
-    "topk128": "0.375 bits a number, as denser codecs would have devices wait most of the time; {loss}.",
+    "topk32-152": "a tenth of a bit a number up and a third back, as denser codecs would have devices wait most of the time; {loss}.",
     "topk64": "a sixth of a bit a number, as denser codecs would have devices wait most of the time; {loss}.",
     "int4": "an eighth of fp32's bytes; published runs of the outer rule lost nothing by 4 bits.",
 }
@@ -158,8 +159,9 @@ def _sparse_recipe(codec: str, group: int) -> list[Advice]:
     """What contributions that leave much out were tried with, in a group of so many."""
     rate, why = _RATED_RATE, "what is left out comes late, so steps were tried twice as long."
     if steps_ahead(codec):
-        rate = round(min(_SPARSE_RATE * math.sqrt(group), _HIGHEST_RATE), 2)
-        why = "2.5 times the root of the group, at most 10: few of what members send coincides, and the mean divides by all."
+        highest = _HIGHEST_RATE[codec]
+        rate = round(min(_SPARSE_RATE * math.sqrt(group), highest), 2)
+        why = f"2.5 times the root of the group, at most {highest:g}: few of what members send coincides, and the mean divides by all."
     recipe = [
         Advice("outer", "optimizer", "fedavgm", "without momentum it is plain averaging: sparse contributions were tried with that."),
         Advice("outer", "momentum", 0.0, "momentum on top of error feedback made sparse runs worse."),

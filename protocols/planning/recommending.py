@@ -40,7 +40,7 @@ SPARSE_BELOW = 0.5
 SPARSE_DECAY, SPARSE_AHEAD = 0.9, 0.4
 """Error feedback and step ahead with which they were tried."""
 
-_CANDIDATES = ("int8", "int4", "rd50", "topk128", "topk64")
+_CANDIDATES = ("int8", "int4", "rd50", "topk32-152", "topk64")
 _GROUPS = (16, 32, 64)
 _WORTH_A_LARGER_GROUP = 0.9
 _BLOCKS_PER_REDUCER = 4
@@ -116,7 +116,7 @@ def _ladder(scene: _Scene, given: Settings) -> Iterator[Settings]:
     if steps_between(scene.predict(last), last) <= MOST_STEPS:
         yield last
     elif not given.verify and _waiting(scene, last).utilisation < SPARSE_BELOW:
-        for codec in ("rd50", "topk128", "topk64"):
+        for codec in ("rd50", "topk32-152", "topk64"):
             sparse = _outer(scene, given, codec, overlap=True)
             if steps_between(scene.predict(sparse), sparse) <= MOST_STEPS:
                 yield sparse

@@ -1,8 +1,8 @@
 """Bytes of one averaging epoch, by member: the codec's exact lengths, the butterfly's arithmetic, and what agreeing takes.
 
 In a group of n, a member that reduces S_i of an encoded vector of S bytes sends S - S_i to other reducers if it brings a contribution, and
-its n - 1 results of S_i to all others; it gets as many S_i as others bring contributions, and S - S_i of results. In the rounds after the
-first, whoever shared a cell's line brings the same vector, and one of them sends it.
+its n - 1 results of S_i to all others; it gets as many S_i as others bring contributions, and S - S_i of results. Results may have another
+S. In the rounds after the first, whoever shared a cell's line brings the same vector, and one of them sends it.
 
 What agreeing takes was measured: members send joins and reports to the group's leader, which sends the plan and the commit to everybody; in
 a verified round each sends its statements to all others, and the leader all of them to all.
@@ -69,13 +69,18 @@ class GroupTraffic:
         return max(*self.up_bytes, *self.down_bytes)
 
 
-def vector_bytes(codec: str, blocks: Blocks) -> int:
+def vector_bytes(codec: str, blocks: Blocks, *, results: bool = False) -> int:
     """S: all blocks of one member, encoded; at most so many where lengths vary.
+
+    Args:
+        codec: its name.
+        blocks: of the vector.
+        results: as reducers return them.
 
     Raises:
         ValueError: unknown codec.
     """
-    known = codec_named(codec)
+    known = codec_named(codec).results if results else codec_named(codec)
     last_elems = blocks.size_elems - (blocks.count - 1) * blocks.block_elems
     return (blocks.count - 1) * known.max_encoded_bytes(blocks.block_elems) + known.max_encoded_bytes(last_elems)
 
@@ -124,7 +129,7 @@ def audit_bytes(line: Line, codec: str, blocks: Blocks, auditors: int) -> float:
     return min(auditors, line.members) * vector_bytes(codec, blocks) * (1 - own) / line.members
 
 
-def group_traffic(line: Line, codec: str, blocks: Blocks, *, verify: bool) -> GroupTraffic:
+def group_traffic(line: Line, codec: str, blocks: Blocks, *, verify: bool, first: bool = True) -> GroupTraffic:
     """What each member of a group moves in one round in which nothing goes wrong.
 
     Args:
@@ -132,23 +137,24 @@ def group_traffic(line: Line, codec: str, blocks: Blocks, *, verify: bool) -> Gr
         codec: its name.
         blocks: of the vector.
         verify: whether the round is verified.
+        first: of the epoch; in others members bring results.
 
     Raises:
         ValueError: unknown codec, or nobody reduces.
     """
-    n, total = line.members, vector_bytes(codec, blocks)
+    n, brought, returned = line.members, vector_bytes(codec, blocks, results=not first), vector_bytes(codec, blocks, results=True)
     if n == 1:
         return GroupTraffic((0.0,), (0.0,))
     counts = _counts(blocks.count, line.dialable, line.clients)
     up_bytes, down_bytes = [], []
     for i, count in enumerate(counts):
-        mine = total * count / blocks.count
+        mine = count / blocks.count
         sends = line.helpers <= i < line.helpers + line.senders
         words_up, words_down = _words(n, blocks.count, verify=verify, leads=i == 0)
         frames_up = (blocks.count - count) * sends + count * (n - 1)
         frames_down = count * (line.senders - sends) + blocks.count - count
-        up_bytes.append((total - mine) * sends + mine * (n - 1) + words_up + frames_up * _FRAME_BYTES)
-        down_bytes.append(mine * (line.senders - sends) + total - mine + words_down + frames_down * _FRAME_BYTES)
+        up_bytes.append(brought * (1 - mine) * sends + returned * mine * (n - 1) + words_up + frames_up * _FRAME_BYTES)
+        down_bytes.append(brought * mine * (line.senders - sends) + returned * (1 - mine) + words_down + frames_down * _FRAME_BYTES)
     return GroupTraffic(tuple(up_bytes), tuple(down_bytes))
 
 

@@ -54,23 +54,21 @@ SPARSE_RATE = 2.5
 """By the root of the members. Few members send the same elements, and a mean of N vectors that have little in common is about as much
 shorter as the root of N."""
 
-HIGHEST_RATE = 10.0
+HIGHEST_RATE = {"topk64": 10.0, "topk128": 10.0, "topk32-152": 13.0}
 """At twice as much sixty-four members diverge."""
 
-RICH = ("rd50", "rd100")
-"""Codecs that leave out too little for a step ahead to pay."""
-
-RICH_RATE = 2.0
+RATED_RATE = 2.0
+"""With codecs that have a rate, which leave out too little for a step ahead to pay."""
 
 
 def rule_of(codec: str, block_elems: int, members: int) -> OuterSettings:
     """The outer rule that goes with a codec and a group."""
     if not codec.startswith(("topk", "rd")):
         return DENSE
-    if codec in RICH:
-        return replace(SPARSE, outer_learning_rate=RICH_RATE, feedback=FeedbackSettings(codec, block_elems, DECAY))
+    if codec not in HIGHEST_RATE:
+        return replace(SPARSE, outer_learning_rate=RATED_RATE, feedback=FeedbackSettings(codec, block_elems, DECAY))
     feedback = FeedbackSettings(codec, block_elems, DECAY, STEP_AHEAD)
-    rate = min(SPARSE_RATE * math.sqrt(members), HIGHEST_RATE)
+    rate = min(SPARSE_RATE * math.sqrt(members), HIGHEST_RATE[codec])
     return replace(SPARSE, outer_learning_rate=rate, feedback=feedback)
 
 
@@ -142,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m scripts.bench.bytes", description="Bits per parameter and round, and what they cost.")
     parser.add_argument("--groups", type=int, nargs="+", default=[4, 16, 64])
-    parser.add_argument("--codecs", nargs="+", default=["topk64"], choices=CODEC_NAMES)
+    parser.add_argument("--codecs", nargs="+", default=["topk32-152"], choices=CODEC_NAMES)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from --seed on")
     parser.add_argument("--seed", type=int, default=0)

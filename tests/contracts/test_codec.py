@@ -15,8 +15,9 @@ from protocols.codecs import CODEC_NAMES, Codec, codec_named
 from protocols.codecs.full import all_finite
 from protocols.parts import TILE_ELEMS, read_part
 
-ALL = [codec_named(name) for name in CODEC_NAMES]
-EACH_CODEC = pytest.mark.parametrize("codec", ALL, ids=CODEC_NAMES)
+ALL = [codec for name in CODEC_NAMES for codec in dict.fromkeys((codec_named(name), codec_named(name).results))]
+"""How contributions travel, and results where they travel otherwise."""
+EACH_CODEC = pytest.mark.parametrize("codec", ALL, ids=lambda codec: codec.name)
 FORMATS = {"fp32": "<f", "fp16": "<e"}
 """Codecs whose elements `struct` can write one by one."""
 EACH_FORMAT = pytest.mark.parametrize("codec", [codec_named(name) for name in FORMATS], ids=list(FORMATS))
@@ -262,7 +263,7 @@ def test_finite_vectors_whose_sum_overflows_are_finite() -> None:
 
 
 def test_an_unknown_codec_is_refused_by_name() -> None:
-    known = "fp32, fp16, bf16, int8, int4, e3m0, adaptive-int8, topk64, topk128, rd20, rd50, rd100"
+    known = "fp32, fp16, bf16, int8, int4, e3m0, adaptive-int8, topk64, topk128, topk32-152, rd20, rd50, rd100"
     with pytest.raises(ValueError, match=f"unknown codec 'int3'; known: {known}"):
         codec_named("int3")
 

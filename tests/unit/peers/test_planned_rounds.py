@@ -77,6 +77,8 @@ def _predicted(case: Case) -> Prediction:
         Case(6, "int8", helpers=2, clients=1),
         Case(4, "topk64", size_elems=2**21, block_elems=2**16),
         Case(8, "topk128", size_elems=2**21, block_elems=2**16),
+        Case(8, "topk32-152", size_elems=2**21, block_elems=2**16),
+        Case(10, "topk32-152", max_group=4, size_elems=2**21, block_elems=2**16),
     ],
     ids=str,
 )

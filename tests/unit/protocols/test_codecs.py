@@ -64,6 +64,7 @@ def many_magnitudes(elems: int) -> torch.Tensor:
         ("adaptive-int8", "0000803f 000000bf 9a99993e 00000080 0ad7233c 0000c0bf"),
         ("topk64", "807f 0000 02 01 01"),
         ("topk128", "807f 0000 0000 0000 0000 0000 0000 0000 02 01 01"),
+        ("topk32-152", "807f 0000 02 01 01"),
         ("rd20", "03 9a7d 007f 807f 04000000 ff7f ff3f ff3f 8073ecb2e85880"),
         ("rd50", "03 9a7d 007f 807f 04000000 ff7f ff3f ff3f 8073ecb2e85880"),
         ("rd100", "03 9a7d 007f 807f 04000000 ff7f ff3f ff3f 8073ecb2e85880"),
@@ -85,6 +86,7 @@ def test_six_elements_byte_by_byte(name: str, encoding: str) -> None:
         ("adaptive-int8", "ef70eae66dbedfcebe2c13550bea6f24", "dcc9bcc8d8f6072929c918147205b1c8"),
         ("topk64", "141892e7453ba512696164f95509b1f7", "1a3ea90ec54a7f910589667abf0ab62d"),
         ("topk128", "54547fcb61e9a3b71fcb4eefab8f5e14", "a2eed89e364a6468e05e8a8448dd1ef0"),
+        ("topk32-152", "693c4ce0a35792ffe4009b2a8ac64739", "5daf7e795847b7c7d66b2707cfb8ba99"),
         ("rd20", "c5b6b08a07799a374c10165f4b1e8972", "d59d8f254f8f00fc3690d2ced819c682"),
         ("rd50", "fb089585cd9ccec2609fae49eef73b23", "fe7e56492a81c720312c18a5f0e4eef3"),
         ("rd100", "177392acd3a0b52f103be3430b4c7774", "b4d1157a42a1cac973ce0b7655f6c29a"),
@@ -100,6 +102,16 @@ def test_a_large_block_is_the_same_on_any_machine(name: str, encoding: str, deco
 @pytest.mark.parametrize(("name", "bits"), [("fp32", 32), ("fp16", 16), ("bf16", 16), ("int8", 8.0625), ("int4", 4.125), ("e3m0", 4.0625)])
 def test_bits_of_an_element(name: str, bits: float) -> None:
     assert codec_named(name).max_encoded_bytes(2**20) * 8 / 2**20 == bits
+
+
+def test_results_of_a_codec_of_two_ways_are_another_codecs() -> None:
+    codec, block_E = codec_named("topk32-152"), many_magnitudes(2 * TILE_ELEMS + 4099)
+    kept = [int(torch.count_nonzero(each.decode(each.encode(block_E[:8192]), 8192))) for each in (codec, codec.results)]
+    assert kept == [2 * 32, 2 * 152]
+    assert codec.results.results is codec.results
+    data = codec.results.encode(block_E)
+    assert blake3(data).hexdigest()[:32] == "14fd6f135037222a19b852a2d41c4d6f"
+    assert blake3(codec.results.decode(data, block_E.numel()).numpy().tobytes()).hexdigest()[:32] == "dbffe86f830f65da14aa03c2e780ed14"
 
 
 def test_every_codec_can_be_configured() -> None:

@@ -229,7 +229,7 @@ def test_sparse_codecs_are_for_links_on_which_dense_ones_would_wait_and_runs_tha
 def test_what_else_was_looked_at_is_shown_with_its_price() -> None:
     for asked in (OPEN, Settings()):
         found = advised_with(20, SLOW_DEVICE, asked)
-        assert [one.codec for one in found.candidates] == ["int8", "int4", "rd50", "topk128", "topk64"]
+        assert [one.codec for one in found.candidates] == ["int8", "int4", "rd50", "topk32-152", "topk64"]
         assert [one.usable for one in found.candidates] == [True, True, not asked.verify, not asked.verify, not asked.verify]
         int8, int4, *_, topk64 = (one.up_bytes for one in found.candidates)
         assert int8 > int4 > topk64

@@ -62,7 +62,7 @@ def test_every_section_is_read() -> None:
             BASE + '[averaging]\ncodec = "int3"',
             (
                 "averaging.codec cannot be 'int3': it should be 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'e3m0', 'adaptive-int8', 'topk64', "
-                "'topk128', 'rd20', 'rd50' or 'rd100'."
+                "'topk128', 'topk32-152', 'rd20', 'rd50' or 'rd100'."
             ),
         ),
         (BASE + '[trust]\naggregator = "median"', "trust.aggregator cannot be 'median'"),
