@@ -11,7 +11,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
 from peers.interfaces import Traffic
-from protocols.bandwidth import proven_by
+from protocols.bandwidth import VectorBytes, proven_by
 from protocols.ids import PeerId
 from protocols.link_figures import steady_rate
 from protocols.messages import MAX_BANDWIDTH_BYTES_PER_S, MAX_PROVEN, Join, Plan, Proven
@@ -183,12 +183,12 @@ class Bandwidth:
         """What others have proven to us, of the `MAX_PROVEN` that we met last."""
         return tuple(Proven(peer, min(max(int(rate), 1), MAX_BANDWIDTH_BYTES_PER_S)) for peer, rate in self._proven.items())
 
-    def round_done(self, plan: Plan, me: int, vector_bytes: int, took_s: float, parts_in_s: Mapping[int, float]) -> None:
+    def round_done(self, plan: Plan, me: int, vector_bytes: VectorBytes, took_s: float, parts_in_s: Mapping[int, float]) -> None:
         """Every block of a first attempt has come: so much has each of its members proven (`protocols.bandwidth.proven_by`).
 
         A round may be slow for others' sake, so what was proven before fades slowly. One that moves little is over before links are full.
         """
-        if vector_bytes < MIN_BYTES or min([took_s, *parts_in_s.values()]) <= 0:
+        if vector_bytes.brought + vector_bytes.returned < 2 * MIN_BYTES or min([took_s, *parts_in_s.values()]) <= 0:
             return
         for peer, rate in proven_by(plan, me, vector_bytes, took_s, parts_in_s).items():
             before = self._proven.pop(peer, 0.0)

@@ -1,20 +1,22 @@
 """Whose word about its bandwidth counts for how much: claims, capped by what others have seen a member carry.
 
-A round proves what a member's link carries at least, whatever it says of itself. Of a vector of S bytes in a group of n, a member that
-reduces a share w moves (1 + (n - 2) w) S bytes each way (`protocols.partition`), in no more than the T seconds that the exchange took. And
-it sends parts to all reducers side by side, so by the time t when the last of its parts reached one of them, it had sent the others as much
+A round proves what a member's link carries at least, whatever it says of itself. In a group of n whose vectors take P bytes when they are
+brought and R when they are returned, a member that reduces a share w sends (1 - w) P + (n - 1) w R bytes and gets (n - 1) w P + (1 - w) R,
+in no more than the T seconds that the exchange took; the lesser counts (where both are S: (1 + (n - 2) w) S, `protocols.partition`). And it
+sends parts to all reducers side by side, so by the time t when the last of its parts reached one of them, it had sent the others as much
 each, or all of theirs. The larger of the two rates is what it has proven to that reducer: the first counts a reducer's own work, the second
 is not held up by others that are slow. Members write into their joins what others have proven to them, and a plan believes a claim up to
 `HEADROOM` times that: an honest member that is fast shows it within a few rounds, and one that claims a terabit gets the work of a link
 twice as fast as its own. Everybody computes the same from the same joins.
 
-Letters: n members of a group, S bytes of one encoded vector, T and t seconds of an exchange, w share of the vector.
+Letters: n members of a group, P, R, S bytes of one encoded vector, T and t seconds of an exchange, w share of the vector.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 from protocols.errors import RoundError
@@ -199,25 +201,36 @@ def _times(plan: Plan, links: Sequence[int]) -> list[Fraction]:
     return [Fraction(load, link) if link else Fraction(0) for load, link in zip(loads, links, strict=True)]
 
 
-def proven_by(plan: Plan, me: int, vector_bytes: int, took_s: float, parts_in_s: Mapping[int, float]) -> dict[PeerId, int]:
+@dataclass(frozen=True, slots=True)
+class VectorBytes:
+    """Length of one encoded vector: P as members bring it, R as reducers return it."""
+
+    brought: int
+    returned: int
+
+
+def proven_by(plan: Plan, me: int, vector_bytes: VectorBytes, took_s: float, parts_in_s: Mapping[int, float]) -> dict[PeerId, int]:
     """What a first attempt that ended well proves to one member of every other's link, bytes per second each way.
 
     Args:
         plan: what was exchanged, all of it by everybody.
         me: to whom, as an index into the plan.
-        vector_bytes: S.
+        vector_bytes: P and R.
         took_s: T; above 0.
         parts_in_s: t by index into the plan, of the members whose parts came to us; above 0.
     """
+    brought, returned = vector_bytes.brought, vector_bytes.returned
     present = [i for i in range(len(plan.members)) if i not in plan.absent]
     blocks = Counter(task.member for task in plan.reduce)
     shares = {i: Fraction(blocks[i], max(len(plan.reduce), 1)) for i in present}
     proven = {}
     for i in present:
         if i != me:
-            rate = vector_bytes * (1 + (len(present) - 2) * shares[i]) / Fraction(took_s)
+            own, others = 1 - shares[i], (len(present) - 1) * shares[i]
+            up, down = brought * own + returned * others, brought * others + returned * own
+            rate = min(up, down) / Fraction(took_s)
             if i in parts_in_s:
                 sent = sum((min(shares[me], shares[other]) for other in present if other != i), Fraction(0))
-                rate = max(rate, vector_bytes * sent / Fraction(parts_in_s[i]))
+                rate = max(rate, brought * sent / Fraction(parts_in_s[i]))
             proven[plan.members[i].peer] = int(rate)
     return proven

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
@@ -112,17 +113,21 @@ async def beat_forever(stream: Stream, heartbeat_s: float) -> None:
         await stream.send(HEARTBEAT)
 
 
+_GROUPS_CANCEL_AGAIN = sys.version_info >= (3, 13)
+"""A TaskGroup whose tasks fail while it is cancelled raises their errors; since then the next await of whoever catches them is cancelled.
+Before, the cancellation was lost (python/cpython#116720)."""
+
+
 @asynccontextmanager
 async def alongside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run `work` beside the body and stop it when the body is through; what it raises ends the body, as a group.
+    """Run `work` beside the body, and stop it and wait for its end when the body is through; what it raises ends the body, as a group.
 
-    Raises:
-        CancelledError: we were cancelled, whatever `work` raised as it was stopped. Up to Python 3.12 a TaskGroup would raise that alone,
-            and who caught it would go on as if nobody had cancelled it (python/cpython#116720).
+    Whoever is cancelled here stays cancelled, whatever `work` raises as it is stopped.
     """
     me = asyncio.current_task()
-    cancelled_before = me.cancelling() if me else 0
-    cancelled = False
+    if me is None:
+        raise RuntimeError("there is nobody to run it alongside")
+    cancelled_before, cancelled = me.cancelling(), False
     try:
         async with asyncio.TaskGroup() as group:
             task = group.create_task(work)
@@ -130,17 +135,24 @@ async def alongside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
                 yield
             finally:
                 task.cancel()
-                while not task.done():
-                    with suppress(asyncio.CancelledError):  # counted below: the group cancels us once if `work` fails, others mean it
-                        await asyncio.wait([task])
-                failed = not task.cancelled() and task.exception() is not None
-                cancelled = me is not None and me.cancelling() > cancelled_before + failed
+                cancelled = await _others_cancelled(me, task, cancelled_before)
     except BaseExceptionGroup as errors:
-        if not cancelled:
-            raise
-        raise asyncio.CancelledError from errors
+        if cancelled and not _GROUPS_CANCEL_AGAIN:
+            raise asyncio.CancelledError from errors
+        raise
     if cancelled:
         raise asyncio.CancelledError
+
+
+async def _others_cancelled(me: asyncio.Task[None], task: asyncio.Task[None], cancelled_before: int) -> bool:
+    """Wait for the end of a group's only task, however often we are cancelled; whether that was not the group's doing alone."""
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([task])  # if that task failed the group hears of it first, and has cancelled us by now: once
+            await asyncio.sleep(0)
+            break
+    failed = not task.cancelled() and task.exception() is not None
+    return me.cancelling() > cancelled_before + failed
 
 
 @contextmanager

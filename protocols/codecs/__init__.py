@@ -45,4 +45,14 @@ def codec_named(name: str) -> Codec:
     return _CODECS[name]
 
 
-__all__ = ["CODEC_NAMES", "Codec", "codec_named"]
+def both_ways(name: str) -> tuple[Codec, ...]:
+    """How contributions travel with the codec of that name, and results if they travel otherwise.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    codec = codec_named(name)
+    return (codec,) if codec.results is codec else (codec, codec.results)
+
+
+__all__ = ["CODEC_NAMES", "Codec", "both_ways", "codec_named"]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from rich.table import Table
 
 from peers.simulation import run_simulated
 from protocols.codecs import CODEC_NAMES
+from protocols.planning.reasons import is_sparse, sparse_rate, steps_ahead
 from scripts.learning.swarm import Learning, LearningSwarm, Learnt
 from scripts.learning.task import OUTER, small_task
 from scripts.learning.traffic import bytes_of_a_round
@@ -50,26 +50,13 @@ DENSE = replace(OUTER, outer_learning_rate=0.7, momentum=0.6)
 SPARSE = replace(OUTER, momentum=0.0, optimizer="fedavgm")
 """Without momentum, which error feedback stands for. Measured: DECISIONS.md."""
 
-SPARSE_RATE = 2.5
-"""By the root of the members. Few members send the same elements, and a mean of N vectors that have little in common is about as much
-shorter as the root of N."""
-
-HIGHEST_RATE = {"topk64": 10.0, "topk128": 10.0, "topk32-152": 13.0}
-"""At twice as much sixty-four members diverge."""
-
-RATED_RATE = 2.0
-"""With codecs that have a rate, which leave out too little for a step ahead to pay."""
-
 
 def rule_of(codec: str, block_elems: int, members: int) -> OuterSettings:
     """The outer rule that goes with a codec and a group."""
-    if not codec.startswith(("topk", "rd")):
+    if not is_sparse(codec):
         return DENSE
-    if codec not in HIGHEST_RATE:
-        return replace(SPARSE, outer_learning_rate=RATED_RATE, feedback=FeedbackSettings(codec, block_elems, DECAY))
-    feedback = FeedbackSettings(codec, block_elems, DECAY, STEP_AHEAD)
-    rate = min(SPARSE_RATE * math.sqrt(members), HIGHEST_RATE[codec])
-    return replace(SPARSE, outer_learning_rate=rate, feedback=feedback)
+    feedback = FeedbackSettings(codec, block_elems, DECAY, STEP_AHEAD if steps_ahead(codec) else 0.0)
+    return replace(SPARSE, outer_learning_rate=sparse_rate(codec, members), feedback=feedback)
 
 
 def task(members: int, codec: str, epochs: int, seed: int) -> Learning:

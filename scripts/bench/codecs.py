@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peers.memory import keep_freed_memory
-from protocols.codecs import CODEC_NAMES, Codec, codec_named
+from protocols.codecs import CODEC_NAMES, Codec, both_ways
 from scripts.bench import data, rates
 
 SEED = 20
@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     count = options.mib * 2**18 // options.block_elems
     vector_D = torch.from_numpy(data.vector(SEED, 0, count * options.block_elems))
     blocks = list(vector_D.view(count, options.block_elems).unbind(0))
-    ours: list[Measured] = [Ours(codec_named(name)) for name in options.codecs]
+    ours: list[Measured] = [Ours(codec) for name in options.codecs for codec in both_ways(name)]
     others: list[Measured] = [] if options.against == "none" else list(hivemind_codecs())
     figures = measure([*ours, *others], blocks, options.rounds, console)
     rows = [figures[codec.name].row(codec.name, vector_D.nbytes) for codec in [*ours, *others]]

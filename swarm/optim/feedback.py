@@ -4,10 +4,11 @@
     kept  <- contribution + beta x kept - sent                 Seide et al. 2014; SparseLoCo, arXiv 2508.15706, algorithm 1
     kept  <- kept + sent, where the swarm's average is zero    what a reducer left out stays with its senders
 
-The last line is for the way down what the one before it is for the way up. A reducer returns no more elements than one member sends. Each
-member sees what is missing in the result and keeps its own part of it: the parts add up to what was dropped. A reducer needs no memory of
-its own, anybody can repeat what it did bit for bit, and blocks may change hands from round to round. Lost all the same are a reducer's
-rounding of what it does return, and in a grid what one group's reducer drops and another's returns: members compare with the last result.
+The last line is for the way down what the one before it is for the way up. A reducer returns a few elements of the mean, however many
+members send. Each member sees what is missing in the result and keeps its own part of it: the parts add up to what was dropped. A reducer
+needs no memory of its own, anybody can repeat what it did bit for bit, and blocks may change hands from round to round. Lost all the same
+are a reducer's rounding of what it does return, and in a grid what one group's reducer drops and another's returns: members compare with
+the last result.
 
 By the outer rule a member may compute *ahead* of the anchor, at
 

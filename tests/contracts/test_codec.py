@@ -11,12 +11,11 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from protocols.codecs import CODEC_NAMES, Codec, codec_named
+from protocols.codecs import CODEC_NAMES, Codec, both_ways, codec_named
 from protocols.codecs.full import all_finite
 from protocols.parts import TILE_ELEMS, read_part
 
-ALL = [codec for name in CODEC_NAMES for codec in dict.fromkeys((codec_named(name), codec_named(name).results))]
-"""How contributions travel, and results where they travel otherwise."""
+ALL = [codec for name in CODEC_NAMES for codec in both_ways(name)]
 EACH_CODEC = pytest.mark.parametrize("codec", ALL, ids=lambda codec: codec.name)
 FORMATS = {"fp32": "<f", "fp16": "<e"}
 """Codecs whose elements `struct` can write one by one."""

@@ -13,7 +13,7 @@ from peers.averaging.context import AveragingRules, MemberContext
 from peers.averaging.plans import checked_commit, checked_plan, first_plan, open_join
 from peers.averaging.verdicts import Verdict, read_verdict, verdict_bytes
 from peers.testing import FixedDirectory, KeyNotary, make_key
-from protocols.codecs import CODEC_NAMES, codec_named
+from protocols.codecs import CODEC_NAMES, Codec, both_ways, codec_named
 from protocols.errors import RemoteProtocolError, RemoteRefusal
 from protocols.frames import HEARTBEAT, BlockBytes, FrameKind, FrameReader, frames_of
 from protocols.ids import Attempt, BlockIndex, Epoch
@@ -123,8 +123,8 @@ def _frames(kind: FrameKind, contributors: int) -> list[bytes]:
     return [listed(HEARTBEAT, *frames), listed(*frames[-5:]), listed(*frames_of(BlockBytes(kind, BlockIndex(7), b"short", contributors)))]
 
 
-def _codec_target(name: str) -> Target:
-    codec, sizes = codec_named(name), (0, 1, 5, 257)
+def _codec_target(codec: Codec) -> Target:
+    sizes = (0, 1, 5, 257)
 
     def read(data: bytes) -> tuple[int, bytes]:
         elems = sizes[data[0] % len(sizes)] if data else 0
@@ -140,7 +140,7 @@ def _codec_target(name: str) -> Target:
         blocks = [torch.randn(elems, generator=random) for elems in sizes]
         return [write((block.numel(), block.numpy().tobytes())) for block in [*blocks, torch.zeros(5), torch.full((5,), 3e38)]]
 
-    return Target(f"codec-{name}", read, seeds, (ValueError,), write, input_bytes=4096)
+    return Target(f"codec-{codec.name}", read, seeds, (ValueError,), write, input_bytes=4096)
 
 
 def _states() -> list[bytes]:
@@ -189,5 +189,5 @@ ROUNDS: tuple[Target, ...] = (
     Target("verdict", _read_verdict, _verdict_seeds, form=PROTOBUF, input_bytes=_LARGE),
     Target("frames-parts", _read_frames(FrameKind.PART), lambda: _frames(FrameKind.PART, 0), form=FIELDS),
     Target("frames-results", _read_frames(FrameKind.RESULT), lambda: _frames(FrameKind.RESULT, 5), form=FIELDS),
-    *(_codec_target(name) for name in CODEC_NAMES),
+    *(_codec_target(codec) for name in CODEC_NAMES for codec in both_ways(name)),
 )

@@ -9,11 +9,13 @@ import pytest
 
 from peers.bandwidth import FALL, FIRST_GUESS_BYTES_PER_S, MAX_SAMPLES, RISE, ROOM, Bandwidth, BandwidthMeter, Sampler
 from peers.interfaces import Traffic
+from protocols.bandwidth import VectorBytes
 from protocols.ids import Epoch
 from protocols.messages import MAX_PROVEN, Join
 from tests.helpers.round_values import STATE, join_of, peer, plan_of
 
 MB = 10**6
+LONG = VectorBytes(16 * MB, 16 * MB)
 
 
 def exchange(meter: BandwidthMeter, seconds: float, moved: Callable[[float], tuple[float, float]], every_s: float = 0.05) -> None:
@@ -107,17 +109,17 @@ def test_a_join_claims_what_was_measured_up_to_what_the_user_allows() -> None:
 def test_what_others_proved_fades_slowly_and_the_oldest_are_forgotten() -> None:
     bandwidth, plan = Bandwidth(), plan_of([1.0, 1.0])
     other = plan.members[1].peer
-    bandwidth.round_done(plan, 0, 16 * MB, 2.0, {})
+    bandwidth.round_done(plan, 0, LONG, 2.0, {})
     assert [(seen.peer, seen.bytes_per_s) for seen in bandwidth.proven] == [(other, 8 * MB)]
-    bandwidth.round_done(plan, 0, 16 * MB, 1.0, {})
+    bandwidth.round_done(plan, 0, LONG, 1.0, {})
     assert bandwidth.proven[0].bytes_per_s == 16 * MB
-    bandwidth.round_done(plan, 0, 16 * MB, 16.0, {})
+    bandwidth.round_done(plan, 0, LONG, 16.0, {})
     assert bandwidth.proven[0].bytes_per_s == pytest.approx(16 * MB - FALL * 15 * MB, abs=1)
-    bandwidth.round_done(plan, 0, 16 * MB, 0.0, {})  # no time at all proves nothing
+    bandwidth.round_done(plan, 0, LONG, 0.0, {})  # no time at all proves nothing
     for number in range(MAX_PROVEN + 5):
         met = replace(plan, members=(plan.members[0], join_of(peer(2 + number))))
-        bandwidth.round_done(met, 0, 16 * MB, 1.0, {})
-    bandwidth.round_done(plan, 0, 1000, 1.0, {})  # so little proves nothing either
+        bandwidth.round_done(met, 0, LONG, 1.0, {})
+    bandwidth.round_done(plan, 0, VectorBytes(1000, 1000), 1.0, {})  # so little proves nothing either
     assert len(bandwidth.proven) == MAX_PROVEN
     assert other not in {seen.peer for seen in bandwidth.proven}
 

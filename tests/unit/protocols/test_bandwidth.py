@@ -13,6 +13,7 @@ from protocols.bandwidth import (
     ALIKE,
     FREE_EPOCHS,
     HEADROOM,
+    VectorBytes,
     assigned_reducers,
     believed_bandwidths,
     proven_by,
@@ -109,16 +110,29 @@ def test_who_can_reduce() -> None:
 def test_a_round_proves_what_everybody_moved_in_it() -> None:
     plan = plan_of([1.0, 1.0, 1.0, 1.0], [300, 100, 100, 0], num_blocks=8)
     counts = Counter(task.member for task in plan.reduce)
-    proven = proven_by(plan, 3, 8000, 2.0, {})
+    proven = proven_by(plan, 3, VectorBytes(8000, 8000), 2.0, {})
     assert proven == {member.peer: int((1 + 2 * counts[i] / 8) * 4000) for i, member in enumerate(plan.members[:3])}
-    assert proven_by(plan_of([1.0]), 0, 8000, 2.0, {}) == {}
-    assert list(proven_by(plan_of([1.0, 1.0]), 0, 8000, 2.0, {}).values()) == [4000]
+    assert proven_by(plan_of([1.0]), 0, VectorBytes(8000, 8000), 2.0, {}) == {}
+    assert list(proven_by(plan_of([1.0, 1.0]), 0, VectorBytes(8000, 8000), 2.0, {}).values()) == [4000]
+
+
+def test_what_goes_up_and_what_comes_back_may_differ_in_length() -> None:
+    plan = plan_of([1.0, 1.0, 1.0, 1.0], [300, 100, 100, 0], num_blocks=8)
+    counts = Counter(task.member for task in plan.reduce)
+    proven = proven_by(plan, 3, VectorBytes(800, 8000), 2.0, {})
+    for index, member in enumerate(plan.members[:3]):
+        blocks = counts[index]
+        sent, received = (8 - blocks) * 100 + 3 * blocks * 1000, 3 * blocks * 100 + (8 - blocks) * 1000
+        assert proven[member.peer] == min(sent, received) // 2
+    client = plan.members[3].peer
+    assert proven_by(plan, 0, VectorBytes(800, 8000), 2.0, {})[client] == 400, "it gets 8000, but sends only what it brings"
+    assert proven_by(plan, 0, VectorBytes(800, 8000), 100.0, {3: 1.0})[client] == 800, "parts prove what parts take"
 
 
 def test_parts_that_came_early_prove_more_than_a_round_that_was_slow_for_others_sake() -> None:
     plan = plan_of([1.0, 1.0, 1.0], num_blocks=6)
     fast, slow = (member.peer for member in plan.members[:2])
-    assert proven_by(plan, 2, 9000, 30.0, {0: 2.0, 1: 29.0}) == {fast: 3000, slow: 400}
+    assert proven_by(plan, 2, VectorBytes(9000, 9000), 30.0, {0: 2.0, 1: 29.0}) == {fast: 3000, slow: 400}
 
 
 def test_a_reducer_of_little_saw_little() -> None:
@@ -126,12 +140,12 @@ def test_a_reducer_of_little_saw_little() -> None:
     counts = Counter(task.member for task in plan.reduce)
     assert counts == {0: 5, 1: 4, 2: 1}
     # With one part here after a second, as much has gone to the other reducer: two of the ten thousand bytes' ten blocks.
-    assert proven_by(plan, 2, 10_000, 100.0, {0: 1.0})[plan.members[0].peer] == 2000
+    assert proven_by(plan, 2, VectorBytes(10_000, 10_000), 100.0, {0: 1.0})[plan.members[0].peer] == 2000
 
 
 def test_absent_members_prove_nothing() -> None:
     plan = replace(plan_of([1.0, 1.0, 1.0], num_blocks=6), absent=frozenset({1}), reduce=plan_of([1.0, 1.0, 1.0], [1, 0, 1]).reduce)
-    assert set(proven_by(plan, 0, 600, 1.0, {1: 0.5})) == {plan.members[2].peer}
+    assert set(proven_by(plan, 0, VectorBytes(600, 600), 1.0, {1: 0.5})) == {plan.members[2].peer}
 
 
 def test_nobody_elses_word_slows_a_members_streams_down() -> None:
