@@ -1,5 +1,5 @@
 """Codecs: fp32 block <-> bytes on the wire. Read `base.py` (the seam and its contract), then `full.py`, `half.py`, `blockwise.py` with
-`linear.py` and `exponent.py`, `policy.py`, which chooses among them, of sparse blocks `topk.py` and `rate.py`, and `two_way.py`.
+`linear.py` and `exponent.py`, `policy.py`, which chooses among them, and of sparse blocks `topk.py` and `rate.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from protocols.codecs.linear import Int4Codec, Int8Codec
 from protocols.codecs.policy import SizeAdaptiveCodec
 from protocols.codecs.rate import RateCodec
 from protocols.codecs.topk import TopKCodec
-from protocols.codecs.two_way import TwoWayCodec
 
 _ALL: tuple[Codec, ...] = (
     Fp32Codec(),
@@ -24,7 +23,7 @@ _ALL: tuple[Codec, ...] = (
     SizeAdaptiveCodec("adaptive-int8", small=Fp32Codec(), large=Int8Codec()),
     TopKCodec("topk64", slots=64, value_bits=2),
     TopKCodec("topk128", slots=128, value_bits=4),
-    TwoWayCodec("topk32-152", TopKCodec("topk32", slots=32, value_bits=2), TopKCodec("topk152", slots=152, value_bits=2)),
+    TopKCodec("topk32-152", slots=32, value_bits=2, result_slots=152),
     RateCodec("rd20", percent=20),
     RateCodec("rd50", percent=50),
     RateCodec("rd100", percent=100),

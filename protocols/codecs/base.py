@@ -32,7 +32,7 @@ class Codec(ABC):
 
     @property
     def results(self) -> Codec:
-        """How reducers return blocks, and members bring them to a later round; the same, but for `protocols.codecs.two_way`."""
+        """How reducers return blocks, and members bring them to a later round; by itself, unless it says otherwise."""
         return self
 
     @abstractmethod

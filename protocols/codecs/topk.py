@@ -34,14 +34,22 @@ class TopKCodec(FixedLengthCodec):
         name: as in a run.
         slots: how many elements of a full chunk are kept.
         value_bits: of each: a sign, and which of 2^(value_bits - 1) levels.
+        result_slots: how many where a reducer returns blocks. A mean of many sparse blocks has more elements that matter than any of
+            them, so fewer may go up than come back.
     """
 
-    def __init__(self, name: str, slots: int, value_bits: int) -> None:
+    def __init__(self, name: str, slots: int, value_bits: int, result_slots: int | None = None) -> None:
         if not 1 <= slots <= CHUNK_ELEMS or value_bits < 2:
             raise ValueError(f"{slots} of {CHUNK_ELEMS} elements with {value_bits} bits are no sparse block")
         self.name = name
         self.slots = slots
         self.value_bits = value_bits
+        self._results = TopKCodec(f"topk{result_slots}", result_slots, value_bits) if result_slots else self
+
+    @property
+    def results(self) -> TopKCodec:
+        """Of as many bits a value, but perhaps another number of slots."""
+        return self._results
 
     def format_for(self, elems: int) -> RecordFormat:
         """Of a chunk of that many elements."""
